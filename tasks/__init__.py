@@ -1,0 +1,1 @@
+"""Stages as Prefect tasks, and what carries them: store, key, locks, process, tracking."""
