@@ -1,0 +1,1 @@
+"""The order of things: one file a flow. Recipes are parameter sets of flows."""
