@@ -1,0 +1,47 @@
+"""Where everything that a run leaves behind lies, and the environment that Prefect and MLflow read when they are imported.
+
+    HOME/store     artifacts, cache records, checkpoints, locks (tasks/store.py)
+    HOME/runs      one record a run (tasks/registry.py)
+    HOME/prefect   Prefect's database and settings
+    HOME/mlflow    MLflow's database and artifacts
+
+HOME is the folder `output` of the checkout, or POSTTRAIN_HOME.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+# Quiet, local and crash-safe: no telemetry, JSON results, and leases that survive a restart of the server (in memory they would leak the GPU slot).
+ENVIRONMENT = {
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "60",
+    "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+    "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+def home() -> Path:
+    """The output folder: POSTTRAIN_HOME, or `output` in the checkout. Read at every call, since tests move it."""
+    return Path(os.environ.get("POSTTRAIN_HOME") or CHECKOUT / "output").expanduser().resolve()
+
+
+def configure_environment() -> None:
+    """Set what the user has not set. To be called before the first import of prefect and mlflow, which read their settings then."""
+    root = home()
+    for folder in (root / "prefect", root / "mlflow"):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("PREFECT_HOME", str(root / "prefect"))
+    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow' / 'mlflow.db'}")
