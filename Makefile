@@ -43,7 +43,7 @@ test: install ## the test suite
 
 lint: install ## ruff, its formatter excepted, and pyright
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 ui: install ## Prefect and MLflow in the browser, on loopback
 	$(BIN)/posttrain ui

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ("data", "models", "tasks", "flows")  # each may import those to its left, and itself
 # Modules of tasks/ that are no stage: every stage may use them, and none of them may use a stage.
-INFRASTRUCTURE = {"store", "key", "locks", "stage", "process", "tracking", "home", "registry"}
+INFRASTRUCTURE = {"store", "key", "locks", "stage", "process", "tracking", "journal", "recorder", "owner", "provenance", "home", "registry"}
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 VAGUE_FILES = {"utils", "helpers", "misc", "common"}
 VAGUE_SUFFIXES = ("Manager", "Handler", "Helper")
