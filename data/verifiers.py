@@ -1,6 +1,7 @@
 """Verifiers: is a completion right? Rules, not models. A verifier that raises scores 0 and says so."""
 
 import contextlib
+import logging
 import re
 import signal
 import threading
@@ -111,7 +112,8 @@ def _decimal(text: str) -> Decimal:
 def _math(prompt: Prompt, completion: str) -> float:
     import math_verify
 
-    # Its own time limits use the alarm that ours does, and only work in the main thread.
+    # Its own time limits use the alarm that ours does, and only work in the main thread; it warns at each call that they are off.
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
     gold = math_verify.parse(_expected(prompt), parsing_timeout=None, raise_on_error=True)
     found = math_verify.parse(_hash_answer_or_all(completion), parsing_timeout=None, raise_on_error=True)
     return float(math_verify.verify(gold, found, timeout_seconds=None, raise_on_error=True))
