@@ -1,7 +1,7 @@
 """What a running stage sees of the world around it: where to write, where to resume, how to report, when to stop.
 
-A loop in `models/` or `data/` gets one `Run` and nothing else. It knows no Prefect and no MLflow: metrics go to a journal in the folder of the
-stage key, which survives `kill -9` and is forwarded by whoever follows it.
+A loop in `models/` or `data/` gets one `Run` and nothing else. It knows no Prefect and no MLflow: metrics go to a journal in
+the folder of the stage key, which survives `kill -9` and is forwarded by whoever follows it.
 
     {"step": 12, "time": 1763712000.1, "metrics": {"train/loss": 1.93}}      one line a report, in `checkpoints/journal.jsonl`
 """
@@ -147,7 +147,7 @@ class Run:
             raise Stopped
 
     def failpoint(self, name: str) -> None:
-        """Die by SIGKILL here if the environment asks for it: POSTTRAIN_FAILPOINT="name:count" kills at the count-th passage, once a stage key.
+        """Die by SIGKILL here if POSTTRAIN_FAILPOINT is "name:count": at the count-th passage of a process, once for a stage key.
 
         How the tests kill a trainer in the middle of a step or of a save, at the same place every time.
         """

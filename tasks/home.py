@@ -15,7 +15,8 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
-# Quiet, local and crash-safe: no telemetry, JSON results, and leases that survive a restart of the server (in memory they would leak the GPU slot).
+# Quiet, local and crash-safe: no telemetry, JSON results, and leases that survive a restart of the server (those in memory
+# leak the GPU slot).
 ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -94,7 +94,7 @@ def any_lock(paths: list[Path], on_wait: Callable[[], None] | None = None) -> It
         os.close(descriptor)
 
 
-class FlockLockManager(LockManager):
+class FlockLocks(LockManager):
     """Prefect's LockManager protocol on flock: one lock file a cache key, one holder at a time over all processes of a machine."""
 
     def __init__(self, folder: Path, on_wait: Callable[[str], None] | None = None) -> None:

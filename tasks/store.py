@@ -10,13 +10,12 @@
     keydocs/<stage key>.json         every part of a stage key, to explain misses
     logs/<stage key>.log             what the stage's process wrote
 
-An artifact is written into staging, fsynced, hashed, and renamed into place: a reader sees all of it or nothing. Reads verify: every file's digest at
-the first use in a process, size and modification time at each use after that.
+An artifact is written into staging, fsynced, hashed, and renamed into place: a reader sees all of it or nothing. Reads verify:
+every file's digest at the first use in a process, size and modification time at each use after that.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -38,6 +37,7 @@ GIB = 2**30
 
 Level = Literal["stat", "full"]
 Manifest = dict[str, dict[str, Any]]
+Problems = list[str]  # names of their own, because `list` is a method of Store
 
 # What every file of an artifact looked like when its bytes were hashed in this process: folder -> path -> (size, mtime, inode).
 _seen: dict[Path, dict[str, tuple[int, int, int]]] = {}
@@ -63,6 +63,9 @@ class Artifact(BaseModel):
 
     def __hash__(self) -> int:
         return hash((self.kind, self.digest))
+
+
+Artifacts = list[Artifact]
 
 
 def _sha256(path: Path) -> str:
@@ -92,7 +95,7 @@ def _map_threads(function: Any, items: Iterable[Any]) -> list[Any]:
 
 
 def _files(folder: Path) -> dict[str, os.stat_result]:
-    """Every regular file below a folder, by relative path in sorted order. Anything else (a link, a socket) has no digest and is refused."""
+    """Every regular file below a folder, by relative path in sorted order. A link or a socket has no digest and is refused."""
     found = {}
     for path in sorted(folder.rglob("*")):
         status = path.lstat()
@@ -184,11 +187,11 @@ class Store:
         if not statuses:
             raise ValueError(f"the stage wrote no file, so there is no {kind} to store")
         hashes = _map_threads(_sync_and_hash, [staged / name for name in statuses])
-        manifest = {name: {"sha256": digest, "size": status.st_size} for (name, status), digest in zip(statuses.items(), hashes, strict=True)}
+        sizes = [status.st_size for status in statuses.values()]
+        manifest = {name: {"sha256": sha256, "size": size} for name, sha256, size in zip(statuses, hashes, sizes, strict=True)}
         text = _canonical(manifest)
         digest = hashlib.sha256(text.encode()).hexdigest()
-        size_bytes = sum(entry["size"] for entry in manifest.values())
-        artifact = Artifact(kind=kind, digest=digest, size_bytes=size_bytes, n_files=len(manifest), meta=meta or {})
+        artifact = Artifact(kind=kind, digest=digest, size_bytes=sum(sizes), n_files=len(manifest), meta=meta or {})
         with file_lock(self.root / "locks" / f"put-{digest}.lock"):
             self._place(staged, digest, manifest)
             write_atomic(self._manifest_path(digest), text)
@@ -222,8 +225,8 @@ class Store:
             raise ValueError("the manifest was changed")
         return json.loads(text)
 
-    def _compare(self, folder: Path, manifest: Manifest, level: Level) -> list[str]:
-        """Compare a folder with its manifest; the bytes only at level "full" or where a file does not look as it did when it was last hashed."""
+    def _compare(self, folder: Path, manifest: Manifest, level: Level) -> Problems:
+        """Compare a folder with its manifest: the bytes at level "full", or where a file does not look as when it was last hashed."""
         try:
             statuses = _files(folder)
         except (OSError, ValueError) as error:
@@ -245,7 +248,7 @@ class Store:
             _seen[folder] = {name: _look(status) for name, status in statuses.items()}
         return problems
 
-    def problems(self, artifact: Artifact, level: Level = "stat") -> list[str]:
+    def problems(self, artifact: Artifact, level: Level = "stat") -> Problems:
         """What is wrong with an artifact, in words; empty if it is whole.
 
         level "stat" hashes a file at its first use in this process and when its size, time or inode moved since; "full" hashes it always.
@@ -267,7 +270,7 @@ class Store:
             more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
             raise ArtifactInvalid(f"{artifact.kind} {artifact.digest[:12]}: {', '.join(problems[:3])}{more}; run again to make it anew")
 
-    def list(self) -> list[Artifact]:
+    def list(self) -> Artifacts:
         """Every artifact whose reference can be read, by digest."""
         found = []
         for path in sorted((self.root / "manifests").glob("*.artifact.json")):
@@ -316,8 +319,3 @@ class Store:
                 f"{what} needs about {needed_bytes / GIB:.1f} GiB in {self.root}, and {free / GIB:.1f} GiB are free: "
                 "free some with `posttrain artifacts gc`, or set POSTTRAIN_HOME to a folder on a larger disk"
             )
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """True for the errors of a full disk or an exhausted quota."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
