@@ -16,43 +16,48 @@ class SourceConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["reasoning_gym", "hub", "file"] = Field(
-        "reasoning_gym", description="Where rows come from: a procedural reasoning-gym task, a Hugging Face hub dataset, or local files."
+        default="reasoning_gym",
+        description="Where rows come from: a procedural reasoning-gym task, a Hugging Face hub dataset, or local files.",
     )
     name: str = Field(
-        "chain_sum", min_length=1, description="Task name, hub dataset id, or path of a json, jsonl, csv or parquet file (also .gz; * matches)."
+        default="chain_sum",
+        min_length=1,
+        description="Task name, hub dataset id, or path of a json, jsonl, csv or parquet file (also .gz, * matches).",
     )
     role: Literal["both", "train", "test"] = Field(
-        "both", description="Which tables it feeds: training, held-out test, or both (then split by prompt, never sharing one)."
+        default="both", description="Which tables it feeds: training, held-out test, or both (then split by prompt, never sharing one)."
     )
-    form: Form = Field("auto", description="Shape of a row; auto tells it from the column names.")
+    form: Form = Field(default="auto", description="Shape of a row; auto tells it from the column names.")
     columns: dict[str, str] = Field(
         default_factory=dict,
         description="Column mapping, our name -> the file's (dots reach into nested values), such as prompt: question, completion: answer.",
     )
-    subset: str = Field("", description="Hub dataset configuration; empty: its default.")
-    split: str = Field("train", description="Hub dataset split.")
-    revision: str = Field("", description="Hub dataset commit or tag; empty: its newest. Pin one to make the cache key exact.")
-    rows: int = Field(0, ge=0, description="Read at most this many rows; 0: all.")
-    weight: float = Field(1.0, gt=0, description="Share of each table this source supplies, relative to the other sources.")
+    subset: str = Field(default="", description="Hub dataset configuration; empty: its default.")
+    split: str = Field(default="train", description="Hub dataset split.")
+    revision: str = Field(default="", description="Hub dataset commit or tag; empty: its newest. Pin one to make the cache key exact.")
+    rows: int = Field(default=0, ge=0, description="Read at most this many rows; 0: all.")
+    weight: float = Field(default=1.0, gt=0, description="Share of each table this source supplies, relative to the other sources.")
     task: dict[str, Any] = Field(default_factory=dict, description="Parameters of the reasoning-gym task, such as max_terms: 3.")
     verifier: Literal["auto", "none", "reasoning_gym", "math", "number", "exact"] = Field(
-        "auto", description="How completions to its prompts are judged; auto: reasoning_gym for its tasks, none otherwise."
+        default="auto", description="How completions to its prompts are judged; auto: reasoning_gym for its tasks, none otherwise."
     )
     extraction: Literal["answer", "last_number"] = Field(
-        "answer",
+        default="answer",
         description="What of a completion the reasoning_gym and exact verifiers judge: the stated answer (an <answer> tag, what follows "
         "'Answer:', else the whole text), or the last number in it.",
     )
-    instruction: str = Field("", description="Text added on a line of its own after each prompt's last user turn.")
-    demonstration: str = Field("{answer}", description="What a demonstration of a reasoning-gym task says; {answer} is the task's answer.")
-    remove_calculator_marks: bool = Field(False, description="Remove gsm8k's <<...>> calculator annotations from completions.")
+    instruction: str = Field(default="", description="Text added on a line of its own after each prompt's last user turn.")
+    demonstration: str = Field(
+        default="{answer}", description="What a demonstration of a reasoning-gym task says; {answer} is the task's answer."
+    )
+    remove_calculator_marks: bool = Field(default=False, description="Remove gsm8k's <<...>> calculator annotations from completions.")
 
     @model_validator(mode="after")
     def _consistent(self) -> "SourceConfig":
         if "{answer}" not in self.demonstration:
             raise ValueError(f"demonstration={self.demonstration!r} must contain {{answer}}")
         if self.verifier == "reasoning_gym" and self.kind != "reasoning_gym":
-            raise ValueError(f"verifier='reasoning_gym' needs kind='reasoning_gym', not {self.kind!r}; for data files use math, number or exact")
+            raise ValueError(f"verifier='reasoning_gym' needs kind='reasoning_gym', not {self.kind!r}: use math, number or exact")
         if self.task and self.kind != "reasoning_gym":
             raise ValueError(f"task={self.task} is for kind='reasoning_gym'; {self.kind!r} sources take columns, subset, split and rows")
         if self.columns and self.kind == "reasoning_gym":
@@ -92,22 +97,34 @@ class CurateConfig(BaseModel):
         min_length=1,
         description="Where rows come from. With a source of role test, held-out rows come from such sources only.",
     )
-    demonstrations: int = Field(1280, ge=-1, description="Conversations to imitate (SFT), in rows. 0: none, -1: all.")
-    prompts: int = Field(1024, ge=-1, description="Prompts for sampling (preferences, rejection sampling, RL), in rows. 0: none, -1: all.")
-    preferences: int = Field(0, ge=-1, description="Chosen/rejected pairs, in rows. 0: none, -1: all.")
-    labels: int = Field(0, ge=-1, description="Unpaired desirable/undesirable completions, in rows. 0: none, -1: all.")
-    rankings: int = Field(0, ge=-1, description="K-way ranked completions, in rows. 0: none, -1: all.")
-    test_prompts: int = Field(400, ge=-1, description="Held-out prompts, in rows. 0: none, -1: all of the sources with role test.")
-    test_preferences: int = Field(0, ge=-1, description="Held-out pairs, one a prompt, in rows. 0: none, -1: all of the sources with role test.")
-    share_rows: bool = Field(
-        False, description="Let one row feed several training tables. Off: training tables share no prompt. Test rows are apart in any case."
+    demonstrations: int = Field(default=1280, ge=-1, description="Conversations to imitate (SFT), in rows. 0: none, -1: all.")
+    prompts: int = Field(
+        default=1024, ge=-1, description="Prompts for sampling (preferences, rejection sampling, RL), in rows. 0: none, -1: all."
     )
-    system_prompt: str = Field("", description="System message put before conversations that have none; empty: leave them as they are.")
-    max_prompt_tokens: int = Field(512, ge=0, description="Longest prompt kept, in tokens with the chat template. 0: no limit.")
-    max_completion_tokens: int = Field(512, ge=0, description="Longest completion kept, in tokens with its end-of-turn token. 0: no limit.")
-    min_completion_tokens: int = Field(0, ge=0, description="Shortest completion kept, in tokens with its end-of-turn token.")
+    preferences: int = Field(default=0, ge=-1, description="Chosen/rejected pairs, in rows. 0: none, -1: all.")
+    labels: int = Field(default=0, ge=-1, description="Unpaired desirable/undesirable completions, in rows. 0: none, -1: all.")
+    rankings: int = Field(default=0, ge=-1, description="K-way ranked completions, in rows. 0: none, -1: all.")
+    test_prompts: int = Field(default=400, ge=-1, description="Held-out prompts, in rows. 0: none, -1: all of the sources with role test.")
+    test_preferences: int = Field(
+        default=0, ge=-1, description="Held-out pairs, one a prompt, in rows. 0: none, -1: all of the sources with role test."
+    )
+    share_rows: bool = Field(
+        default=False,
+        description="Let one row feed several training tables. Off: training tables share no prompt. Test rows are apart in any case.",
+    )
+    system_prompt: str = Field(
+        default="", description="System message put before conversations that have none; empty: leave them as they are."
+    )
+    max_prompt_tokens: int = Field(default=512, ge=0, description="Longest prompt kept, in tokens with the chat template. 0: no limit.")
+    max_completion_tokens: int = Field(
+        default=512, ge=0, description="Longest completion kept, in tokens with its end-of-turn token. 0: no limit."
+    )
+    min_completion_tokens: int = Field(default=0, ge=0, description="Shortest completion kept, in tokens with its end-of-turn token.")
     max_bad_share: float = Field(
-        0.1, ge=0, le=1, description="Largest share of a source's rows that may be unusable before curation stops (duplicates do not count)."
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Largest share of a source's rows that may be unusable before curation stops (duplicates do not count).",
     )
 
     @model_validator(mode="after")
@@ -118,7 +135,7 @@ class CurateConfig(BaseModel):
         has_test = any(source.role == "test" for source in self.sources)
         for name in ("test_prompts", "test_preferences"):
             if getattr(self, name) == -1 and not has_test:
-                raise ValueError(f"{name}=-1 takes all rows of the sources with role='test', and there is none: give one, or a number of rows")
+                raise ValueError(f"{name}=-1 takes all rows of the sources with role='test', and there is none: add one or give a number")
         return self
 
     def cache_extra(self) -> dict[str, str]:

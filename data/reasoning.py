@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 # Their scorers reward wrong answers or refuse right ones: fine to read, wrong to learn from.
 UNCLEAN_TASKS = frozenset({"acre", "figlet_font", "game_of_life_halting", "propositional_logic"})
@@ -77,4 +77,4 @@ def _dataset(task: str, parameters: dict[str, Any], seed: int) -> Any:
 def _scorer(task: str) -> Callable[[str, dict[str, Any]], float]:
     from reasoning_gym import get_score_answer_fn
 
-    return get_score_answer_fn(task)
+    return cast(Callable[[str, dict[str, Any]], float], get_score_answer_fn(task))

@@ -51,7 +51,8 @@ class Record:
 class Prompt(Record):
     """A conversation that waits for an answer, with what a verifier needs to judge one.
 
-    ``verifier`` is a name of ``data.verifiers``; ``metadata`` is that verifier's own (for reasoning_gym: task, question and entry metadata).
+    ``verifier`` is a name of ``data.verifiers``; ``metadata`` is that verifier's own: for reasoning_gym the task, the question and
+    the entry's metadata.
     """
 
     messages: Messages
@@ -69,7 +70,10 @@ class Demonstration(Record):
 
 @dataclass(frozen=True, slots=True)
 class Preference(Record):
-    """Of two answers to one conversation, the better and the worse. ``margin``: how much better, in the judge's own unit (0 where unknown)."""
+    """Of two answers to one conversation, the better and the worse.
+
+    ``margin``: how much better, in the judge's own unit; 0 where unknown.
+    """
 
     prompt: Messages
     chosen: str

@@ -1,10 +1,12 @@
 """Chat templates: conversations to token ids, with what is trained on marked, and no way to type a control token.
 
-A template is rendered to text once. A control token of that text that came from the *template* is encoded as its id; all the rest is encoded as plain
-text, special-token splitting off. A control token typed in a message is hidden behind a stand-in while rendering: it cannot be taken for the template's.
+A template is rendered to text once. A control token of that text that came from the *template* is encoded as its id; all the rest
+is encoded as plain text, special-token splitting off. A control token typed in a message is hidden behind a stand-in while rendering:
+it cannot be taken for the template's.
 
-For content without control tokens the ids equal ``tokenizer.apply_chat_template``, save that no token spans the border between a generation prompt and a
-completion: sampling could not have produced it. So a demonstration always begins with exactly the ids that ``render_prompt`` gives for its prompt.
+For content without control tokens the ids equal ``tokenizer.apply_chat_template``, save that no token spans the border between a
+generation prompt and a completion: sampling could not have produced it. So a demonstration always begins with exactly the ids that
+``render_prompt`` gives for its prompt.
 """
 
 import functools
@@ -29,6 +31,7 @@ PLAIN_CHAT_TEMPLATE = (
 )
 # Some templates (Llama 3) print today's date: the same conversation must give the same ids tomorrow.
 _TEMPLATE_DATE = "26 Jul 2024"
+_UNLIKE_ANSWER = "the chat template renders the last turn of the roles {} unlike an answer to its generation prompt"
 _MARK = "\ufdd0"  # a Unicode noncharacter; where a text holds it all the same it is hidden like a control token
 _FIRST_STAND_IN = 0xF0000
 
@@ -54,7 +57,7 @@ def load_tokenizer(folder: Path) -> "Tokenizer":
     from transformers import AutoTokenizer
 
     if not (Path(folder) / "tokenizer.json").is_file():
-        raise FileNotFoundError(f"no tokenizer.json in {folder}: only fast tokenizers are supported; save one with tokenizer.save_pretrained")
+        raise FileNotFoundError(f"no tokenizer.json in {folder}: only fast tokenizers are supported, saved by save_pretrained")
     tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer in {folder} has no eos_token; name one in tokenizer_config.json")
@@ -72,8 +75,8 @@ def render_prompt(tokenizer: "Tokenizer", messages: Sequence[Message]) -> list[i
 def render_demonstration(tokenizer: "Tokenizer", messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
     """Ids of a whole conversation, and a mask of what is trained: every assistant turn with its end-of-turn token.
 
-    A turn that the template rewrites later (dropped reasoning of earlier turns) is not trained: it was never generated in that form. Where a template
-    ends no turn, the end-of-sequence token is added to the last one: without it a model would never learn to stop.
+    A turn that the template rewrites later (dropped reasoning of earlier turns) is not trained: it was never generated in that form.
+    Where a template ends no turn, the end-of-sequence token is added to the last one: without it a model would never learn to stop.
 
     Raises:
         ValueError: the last message is not the assistant's, the template refuses the conversation, or it renders the last turn in a way
@@ -86,9 +89,24 @@ def render_demonstration(tokenizer: "Tokenizer", messages: Sequence[Message]) ->
     spans = _trained_spans(tokenizer, messages, text)
     prompt = _render(tokenizer, messages[:-1], waiting=True)
     if not spans or spans[-1][0] != len(prompt):
-        raise ValueError(f"the chat template renders the last turn of the roles {roles} unlike an answer to its generation prompt")
-    ends_turn = _controls(tokenizer).pattern.search(text, *spans[-1]) is not None
+        raise ValueError(_UNLIKE_ANSWER.format(roles))
+    ends_turn = bool(_template_tokens(tokenizer, text[: spans[-1][1]], spans[-1][0]))
     return _encode_spans(tokenizer, text, spans, ends_turn=ends_turn)
+
+
+def render_completion(tokenizer: "Tokenizer", prompt: Sequence[Message], completion: str) -> list[int]:
+    """Ids of one answer to a prompt, end-of-turn token included: what ``render_demonstration`` puts after ``render_prompt``'s ids.
+
+    Raises:
+        ValueError: as ``render_demonstration``.
+    """
+    messages = (*prompt, Message("assistant", completion))
+    text = _render(tokenizer, messages, waiting=False)
+    span = _trained_span(tokenizer, messages, len(prompt), text)
+    if span is None:
+        raise ValueError(_UNLIKE_ANSWER.format([message.role for message in messages]))
+    ids = _encode_after(tokenizer, text[: span[0]], text[slice(*span)])
+    return ids if _template_tokens(tokenizer, text[: span[1]], span[0]) else [*ids, _eos_id(tokenizer)]
 
 
 def control_token_in(tokenizer: "Tokenizer", text: str) -> str | None:
@@ -105,10 +123,11 @@ def end_of_turn_id(tokenizer: "Tokenizer") -> int:
 
 def stop_ids(tokenizer: "Tokenizer") -> list[int]:
     """Ids at which generation stops: end of turn and end of sequence."""
-    return sorted({end_of_turn_id(tokenizer), _single_id(tokenizer.eos_token_id)})
+    return sorted({end_of_turn_id(tokenizer), _eos_id(tokenizer)})
 
 
-def _single_id(token_id: object) -> int:
+def _eos_id(tokenizer: "Tokenizer") -> int:
+    token_id = tokenizer.eos_token_id
     if not isinstance(token_id, int):
         raise ValueError(f"the tokenizer's eos_token_id is {token_id!r}: name one eos_token in tokenizer_config.json")
     return token_id
@@ -124,7 +143,7 @@ def _controls(tokenizer: "Tokenizer") -> _Controls:
         absorb_right=frozenset(text for text, (_, token) in special.items() if token.rstrip),
         pattern=re.compile("|".join([*texts, _MARK])),
         # An unknown character honestly becomes the unknown token, special or not.
-        forbidden=frozenset(token_id for token_id, _ in special.values()) - {tokenizer.unk_token_id},
+        forbidden=frozenset(token_id for text, (token_id, _) in special.items() if text != str(tokenizer.unk_token)),
     )
 
 
@@ -174,7 +193,7 @@ def _template_tokens(tokenizer: "Tokenizer", text: str, start: int = 0) -> list[
 def _encode_spans(
     tokenizer: "Tokenizer", text: str, spans: Sequence[tuple[int, int]], *, ends_turn: bool = True
 ) -> tuple[list[int], list[bool]]:
-    """Ids of a text and which lie in ``spans``; no token crosses the border of a span. ``ends_turn`` False: the last span gets an end token."""
+    """Ids of a text and which lie in ``spans``; no token crosses a span's border. Without ``ends_turn`` the last span gets an end token."""
     borders = [0, *(border for span in spans for border in span), len(text)]
     ids: list[int] = []
     trained: list[bool] = []
@@ -182,7 +201,7 @@ def _encode_spans(
         new = _encode_after(tokenizer, text[:start], text[start:end])
         is_trained = index % 2 == 1
         if is_trained and not ends_turn and index == len(borders) - 3:
-            new.append(_single_id(tokenizer.eos_token_id))
+            new.append(_eos_id(tokenizer))
         ids += new
         trained += [is_trained] * len(new)
     return ids, trained

@@ -17,7 +17,9 @@ VERIFIER_LIMIT_S = 5.0  # symbolic comparison of hostile input may take forever
 MAX_JUDGED_CHARACTERS = 20_000
 
 _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-_ANSWER_LINE = re.compile(r"(?:^|\n)[ \t]*(?:the )?(?:final )?answer(?: is)?[ \t]*:[ \t]*([^\n]+)", re.IGNORECASE)
+_ANSWER_LINE = re.compile(
+    r"(?:^[ \t]*(?:final )?answer[ \t]*:|\bthe (?:final |correct )?answer is\b:?)[ \t]*([^\n]+)", re.IGNORECASE | re.MULTILINE
+)
 _HASH_ANSWER = re.compile(r"####[ \t]*([^\n]+)")
 _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 _NUMBER = re.compile(r"(?<![\w.])[-+\u2212]?[$\u20ac\u00a3]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?![\d])")
@@ -39,7 +41,7 @@ def verify(prompt: Prompt, completion: str) -> Verdict:
         ValueError: the prompt names no verifier, or one that does not exist. What the verifier raises is caught: score 0 and ``error`` set.
     """
     if prompt.verifier not in _VERIFIERS:
-        raise ValueError(f"prompt {prompt.id} has verifier {prompt.verifier!r}; set the source's verifier to one of {', '.join(_VERIFIERS)}")
+        raise ValueError(f"prompt {prompt.id} has verifier {prompt.verifier!r}: set its source's to one of {', '.join(_VERIFIERS)}")
     try:
         with _time_limit(VERIFIER_LIMIT_S):
             score = float(_VERIFIERS[prompt.verifier](prompt, completion[-MAX_JUDGED_CHARACTERS:]))
@@ -51,7 +53,9 @@ def verify(prompt: Prompt, completion: str) -> Verdict:
 
 
 def stated_answer(completion: str) -> str:
-    """The answer a completion states: the last <answer> tag, else the last line that begins with 'Answer:', else all of it; no final full stop."""
+    """The answer a completion states, without a final full stop: the last <answer> tag, else what follows the last 'Answer:' or
+    'the answer is', else all of it.
+    """
     tags = _ANSWER_TAG.findall(completion)
     lines = _ANSWER_LINE.findall(completion)
     answer = tags[-1] if tags else lines[-1] if lines else completion
@@ -114,9 +118,9 @@ def _math(prompt: Prompt, completion: str) -> float:
 
     # Its own time limits use the alarm that ours does, and only work in the main thread; it warns at each call that they are off.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
-    gold = math_verify.parse(_expected(prompt), parsing_timeout=None, raise_on_error=True)
-    found = math_verify.parse(_hash_answer_or_all(completion), parsing_timeout=None, raise_on_error=True)
-    return float(math_verify.verify(gold, found, timeout_seconds=None, raise_on_error=True))
+    gold = math_verify.parse(_expected(prompt), parsing_timeout=0, raise_on_error=True)
+    found = math_verify.parse(_hash_answer_or_all(completion), parsing_timeout=0, raise_on_error=True)
+    return float(math_verify.verify(gold, found, timeout_seconds=0, raise_on_error=True))
 
 
 def _hash_answer_or_all(completion: str) -> str:
