@@ -1,0 +1,447 @@
+"""`@stage`: a function over artifacts as a Prefect task, cached by meaning, computed once, retried and resumed in its own process.
+
+@stage(kind="policy", runs="models.training.sft:train")
+def sft(config: SFTConfig, base: Artifact, data: Artifact, *, seed: int, context: StageContext) -> Artifact:
+    return context.run(config, seed, base=base, data=data)
+
+policy = sft(config, base, data, seed=0)                        # in a flow
+report = evaluate.named("dpo")(config, policy, data, seed=0)    # shown as evaluate[dpo]; the label is not in the key
+with planning() as plan: flow.fn(config)                        # computes nothing: plan.entries says what would happen
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prefect import Task, task
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import TaskRunContext
+from prefect.exceptions import MissingContextError
+from prefect.logging import get_logger, get_run_logger
+from pydantic import BaseModel
+
+from models.run import Run, write_atomic
+from models.worker import call_entry, encode_input, load_entry
+from tasks import tracking
+from tasks.cache import NoRecord, recorded, stage_policy
+from tasks.device import device_slot
+from tasks.home import home
+from tasks.key import PROJECT, Closure, Project, closure, digest_key, explain_miss, key_document, save_document
+from tasks.locks import try_lock
+from tasks.plan import Pending, PlanEntry, current_plan, planning
+from tasks.process import Limits, Progress, Result, StageOOM, StageProcessError, run_process, tell
+from tasks.registry import Outcome, current_run, record_stage
+from tasks.store import Artifact, Store
+
+__all__ = ["Pending", "Stage", "StageContext", "planning", "stage"]
+
+SPARE_BYTES = 64 * 2**20
+
+
+@dataclass
+class _Call:
+    """One call of a stage, over all its attempts."""
+
+    stage: Stage
+    label: str
+    store: Store
+    arguments: dict[str, Any]
+    key: str = ""
+    document: Mapping[str, Any] = field(default_factory=dict)
+    code: Closure | None = None
+    ooms: int = 0
+    outcome: Outcome = "hit"
+    start: float = field(default_factory=time.monotonic)
+
+    @property
+    def config(self) -> BaseModel:
+        return self.arguments["config"]
+
+    @property
+    def seed(self) -> int | None:
+        return self.arguments.get("seed")
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        return {name: value for name, value in self.arguments.items() if name not in ("config", "seed")}
+
+    @property
+    def artifacts(self) -> dict[str, Artifact]:
+        """Input artifacts by name; those inside a list or a dict by dotted name."""
+        return {name: value for name, value in _flat_inputs(self.inputs) if isinstance(value, Artifact)}
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return self.config.model_dump(mode="json") | ({} if self.seed is None else {"seed": self.seed})
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.store.root / "checkpoints" / self.key
+
+    @property
+    def history(self) -> Path:
+        return self.store.root / "history" / f"{self.key}.jsonl"
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.start
+
+
+_call: ContextVar[_Call | None] = ContextVar("stage_call", default=None)
+
+
+def _flat_inputs(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat_inputs(value, f"{prefix}{name}.")
+        elif isinstance(value, list | tuple):
+            yield from _flat_inputs({str(i): item for i, item in enumerate(value)}, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _current_call() -> _Call:
+    call = _call.get()
+    assert call is not None, "a stage's task runs only inside a call of its stage"
+    return call
+
+
+def _should_retry(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+    """Prefect asks this after a failure, and takes only a plain function. Infrastructure faults yes, mistakes no, memory once."""
+    error = state.data
+    if isinstance(error, StageOOM):
+        return _current_call().ooms < 2
+    if isinstance(error, StageProcessError):
+        return error.retryable
+    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError | PermissionError)
+
+
+class StageContext:
+    """What the body of a stage gets as `context`."""
+
+    def __init__(self, call: _Call) -> None:
+        self.call = call
+        self.store = call.store
+        self.key = call.key
+        self.label = call.label
+
+    def log(self, text: str) -> None:
+        """One line in the log of the run."""
+        _logger().info("%s", text)
+
+    def run(self, config: BaseModel, seed: int | None = None, **inputs: Any) -> Artifact:
+        """Run the stage's function and store what it wrote. Inputs are artifacts, plain values, or lists or dicts of them.
+
+        Raises:
+            ValueError: the configuration or the data is wrong, or the disk is too small.
+            StageProcessError: the process failed; its subclasses say how.
+        """
+        self._require_space()
+        self.call.checkpoints.mkdir(parents=True, exist_ok=True)
+        staging = self.store.new_staging()
+        try:
+            out = staging / "out"
+            out.mkdir()
+            run = self._run_inline if self.call.stage.inline else self._run_process
+            result = run(config, seed, {name: self._located(value) for name, value in inputs.items()}, staging)
+            self.call.outcome = "computed" if result.resumed_step is None else "resumed"
+            return self.store.put(out, self.call.stage.kind, result.meta)
+        finally:
+            self.store.discard(staging)
+
+    def _require_space(self) -> None:
+        space = self.call.stage.space
+        inputs = self.call.artifacts
+        needed = space(self.call.config, inputs) if space else 2 * sum(artifact.size_bytes for artifact in inputs.values())
+        self.store.require_space(needed + SPARE_BYTES, self.label)
+
+    def _located(self, value: Any) -> Any:
+        if isinstance(value, Artifact):
+            return self.store.path(value)
+        if isinstance(value, Mapping):
+            return {name: self._located(item) for name, item in value.items()}
+        return [self._located(item) for item in value] if isinstance(value, list | tuple) else value
+
+    def _run_inline(self, config: BaseModel, seed: int | None, inputs: dict[str, Any], staging: Path) -> Result:
+        run = Run(staging / "out", self.call.checkpoints, self.key)
+        entry = load_entry(self.call.stage.runs, list(self.call.stage.project.runnable))
+        meta = call_entry(entry, config, inputs, seed, run)
+        run.close()
+        return Result(meta, run.resumed_step)
+
+    def _run_process(self, config: BaseModel, seed: int | None, inputs: dict[str, Any], staging: Path) -> Result:
+        stage = self.call.stage
+        slot = device_slot(self.store, self._say_waiting) if stage.device else nullcontext({})
+        with slot as device:
+            tell(Progress(self.label, "running"))
+            return run_process(self._spec(config, seed, inputs, staging, device), staging, self.label, stage.limits, self.log)
+
+    def _say_waiting(self) -> None:
+        self.log(f"{self.label} waits for a free device")
+        tell(Progress(self.label, "waiting"))
+
+    def _spec(
+        self, config: BaseModel, seed: int | None, inputs: dict[str, Any], staging: Path, device: Mapping[str, str]
+    ) -> dict[str, Any]:
+        assert self.call.code is not None
+        project = self.call.stage.project
+        own = {name: value for name, value in os.environ.items() if name.startswith("POSTTRAIN_")}
+        return {
+            "entry": self.call.stage.runs,
+            "config": config.model_dump(mode="json"),
+            "inputs": {name: encode_input(value) for name, value in inputs.items()},
+            "seed": seed,
+            "stage_key": self.key,
+            "micro_batch_scale": 0.5**self.call.ooms,
+            "out": str(staging / "out"),
+            "checkpoints": str(self.call.checkpoints),
+            "log": str(self.store.root / "logs" / f"{self.key}.log"),
+            "root": str(project.root),
+            "runnable": list(project.runnable),
+            "folder": str(Path.cwd()),
+            "environment": {**own, **device},
+            "sources": {name: [source.raw, source.meaning] for name, source in self.call.code.sources.items()},
+        }
+
+
+class Stage:
+    """A stage: call it from a flow, without `context`. Made by `@stage`."""
+
+    def __init__(
+        self,
+        function: Callable[..., Artifact],
+        kind: str,
+        runs: str,
+        *,
+        retries: int,
+        retry_delays_s: list[float],
+        inline: bool,
+        device: bool,
+        limits: Limits,
+        space: Callable[[Any, Mapping[str, Artifact]], int] | None,
+        project: Project,
+    ) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.name = self.label = function.__name__
+        self.kind = kind
+        self.runs = runs
+        self.retries = retries
+        self.retry_delays_s = retry_delays_s
+        self.inline = inline
+        self.device = device and not inline
+        self.limits = limits
+        self.space = space
+        self.project = project
+        whole = inspect.signature(function)
+        self.signature = whole.replace(parameters=[p for name, p in whole.parameters.items() if name != "context"])
+        # The code that this process has loaded, whatever is edited from now on.
+        self._loaded = closure(self._modules if inline else [function.__module__], project)
+        self._tasks: dict[tuple[Path, str], Task[..., Artifact]] = {}
+
+    @property
+    def _modules(self) -> list[str]:
+        return [self.function.__module__, self.runs.partition(":")[0]]
+
+    def named(self, suffix: str) -> Stage:
+        """The same stage under the label `name[suffix]`, to tell several uses in one flow apart. The key does not depend on it."""
+        other = copy.copy(self)
+        other.label = f"{self.name}[{suffix}]"
+        return other
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Artifact:
+        """The stage's artifact, from the cache or computed now. In `planning` it may be a `Pending`."""
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        call = _Call(self, self.label, Store(home() / "store"), dict(bound.arguments))
+        plan = current_plan()
+        if plan is not None:
+            entry = self._planned(call)
+            plan.entries.append(entry)
+            return entry.artifact or Pending(self.name, self.label, self.kind)  # type: ignore[return-value]
+        if TaskRunContext.get() is not None:
+            raise RuntimeError(f"{self.label} was called inside a task: call stages from flows, or a failure outside undoes their cache")
+        self._set_key(call)
+        return self._perform(call)
+
+    def _set_key(self, call: _Call) -> None:
+        call.code = closure(self._modules, self.project)
+        for path, loaded in self._loaded.sources.items():
+            now = call.code.sources.get(path)
+            if now is None or now.meaning != loaded.meaning:
+                raise ValueError(f"{path} was edited after this process had loaded it: start the run again, finished stages are kept")
+        call.document = key_document(self.name, self.kind, call.config, call.inputs, call.seed, call.code)
+        call.key = digest_key(call.document)
+
+    # Planning
+
+    def _planned(self, call: _Call) -> PlanEntry:
+        entry = functools.partial(PlanEntry, call.label, self.name, config=call.config, inputs=call.inputs)
+        for name, value in _flat_inputs(call.inputs):
+            if isinstance(value, Pending):
+                return entry("miss", None, f"input {name} will be made by {value.label}")
+        self._set_key(call)
+        try:
+            return entry("hit", call.key, "computed before", artifact=recorded(call.store, call.key))
+        except NoRecord as error:
+            changes = explain_miss(call.store.root / "keydocs", call.key, call.document)
+            was_computed = (call.store.root / "records" / "keys" / call.key).exists()
+            return entry("miss", call.key, str(error) if was_computed or not changes else "; ".join(changes))
+
+    # Running
+
+    def _perform(self, call: _Call) -> Artifact:
+        save_document(call.store.root / "keydocs", call.key, call.document)
+        record_stage(current_run(), call.label, call.key, None, "running", 0.0)
+        token = _call.set(call)
+        try:
+            state = self._task(call.store, call.label)(**call.arguments, return_state=True)
+            artifact = state.result()
+        except BaseException:
+            record_stage(current_run(), call.label, call.key, None, "failed", call.seconds)
+            tell(Progress(call.label, "failed", seconds=call.seconds))
+            raise
+        finally:
+            _call.reset(token)
+        assert isinstance(artifact, Artifact)
+        if call.outcome == "hit" and tracking.current_pipeline() is not None:
+            folder = call.store.folder(artifact.digest)
+            tracking.cached(call.label, self.name, call.key, artifact, call.params, call.artifacts, call.history, folder)
+        _remove_checkpoints(call)
+        record_stage(current_run(), call.label, call.key, artifact, call.outcome, call.seconds)
+        tell(Progress(call.label, call.outcome, seconds=call.seconds))  # type: ignore[arg-type]
+        return artifact
+
+    def _task(self, store: Store, label: str) -> Task[..., Artifact]:
+        made = self._tasks.get((store.root, label))
+        if made is None:
+            made = self._tasks[store.root, label] = task(
+                self._body(),
+                name=self.name,
+                task_run_name=label,
+                description=inspect.getdoc(self.function),
+                cache_policy=stage_policy(store, lambda: _current_call().key, _say_waiting_for_key),
+                persist_result=True,
+                result_serializer="json",
+                result_storage=store.root / "records" / "results",
+                retries=self.retries,
+                retry_delay_seconds=self.retry_delays_s,
+                retry_condition_fn=_should_retry,
+            )
+        return made
+
+    def _body(self) -> Callable[..., Artifact]:
+        @functools.wraps(self.function)
+        def body(**arguments: Any) -> Artifact:
+            return _attempt(_current_call())
+
+        body.__signature__ = self.signature  # type: ignore[attr-defined]
+        body.__annotations__ = {name: value for name, value in self.function.__annotations__.items() if name != "context"}
+        return body
+
+
+def _attempt(call: _Call) -> Artifact:
+    """One attempt at computing a stage, tracked. Prefect calls it after the cache was found empty, holding the key's lock."""
+    call.outcome = "computed"
+    tracked = None
+    if tracking.current_pipeline() is not None:
+        tracked = tracking.open_stage(call.label, call.stage.name, call.key, call.params, call.artifacts)
+        tracked.follow(call.checkpoints / "journal.jsonl")
+    try:
+        artifact = call.stage.function(**call.arguments, context=StageContext(call))
+    except BaseException as error:
+        call.ooms += isinstance(error, StageOOM)
+        if tracked is not None:
+            tracked.fail(error)
+        raise
+    _keep_history(call)
+    if tracked is not None:
+        tracked.finish(artifact, call.outcome, journal=call.history, folder=call.store.folder(artifact.digest))
+    return artifact
+
+
+def _keep_history(call: _Call) -> None:
+    """Keep the metrics of a finished stage: a later hit shows them again."""
+    journal = call.checkpoints / "journal.jsonl"
+    if journal.exists():
+        write_atomic(call.history, journal.read_text(encoding="utf-8"))
+    else:
+        call.history.unlink(missing_ok=True)
+
+
+def _remove_checkpoints(call: _Call) -> None:
+    """After the cache record is on disk, not before: a kill between the two must find them. Not from under another computation."""
+    if not call.checkpoints.exists():
+        return
+    descriptor = try_lock(call.store.root / "locks" / f"key-{call.key}.lock")
+    if descriptor is not None:
+        shutil.rmtree(call.checkpoints, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _say_waiting_for_key(key: str) -> None:
+    call = _current_call()
+    _logger().info("%s is being computed by another run: waiting for it", call.label)
+    tell(Progress(call.label, "waiting"))
+
+
+def _logger() -> Any:
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return get_logger("posttrain")
+
+
+def stage(
+    kind: str,
+    runs: str,
+    *,
+    retries: int = 2,
+    retry_delays_s: list[float] | None = None,
+    inline: bool = False,
+    device: bool = True,
+    silence_s: float = 900.0,
+    timeout_s: float | None = None,
+    space: Callable[[Any, Mapping[str, Artifact]], int] | None = None,
+    project: Project = PROJECT,
+) -> Callable[[Callable[..., Artifact]], Stage]:
+    """Make a stage of a function `(config, inputs..., *, seed, context) -> Artifact`.
+
+    kind: of the artifact: policy, reward_model, dataset, preferences, report.
+    runs: the function that does the work, "models.training.sft:train"; called in its own process with folders for artifacts and a Run.
+    retries, retry_delays_s: of infrastructure faults.
+    inline: run it in the flow's process: for work of a second or two without torch.
+    device: wait for a free device first.
+    silence_s, timeout_s: without a sign of life (output, report, progress), or in all, after which the process counts as hung.
+    space: bytes of disk that the work needs, from the config and the input artifacts by name; default twice the inputs.
+    """
+    grace_s = float(os.environ.get("POSTTRAIN_GRACE_S", "30"))
+    limits = Limits(silence_s, timeout_s, grace_s)
+    delays = [2.0, 10.0] if retry_delays_s is None else retry_delays_s
+
+    def make(function: Callable[..., Artifact]) -> Stage:
+        return Stage(
+            function,
+            kind,
+            runs,
+            retries=retries,
+            retry_delays_s=delays,
+            inline=inline,
+            device=device,
+            limits=limits,
+            space=space,
+            project=project,
+        )
+
+    return make
