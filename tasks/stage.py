@@ -343,8 +343,8 @@ class Stage:
 
     def _body(self) -> Callable[..., Artifact]:
         @functools.wraps(self.function)
-        def body(**arguments: Any) -> Artifact:
-            return _attempt(_current_call())
+        def body(*args: Any, **kwargs: Any) -> Artifact:
+            return _attempt(_current_call())  # it holds the same arguments by name
 
         body.__signature__ = self.signature  # type: ignore[attr-defined]
         body.__annotations__ = {name: value for name, value in self.function.__annotations__.items() if name != "context"}
