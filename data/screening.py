@@ -1,0 +1,153 @@
+"""Screening: each example is made ready and kept, or set aside with a reason. What is set aside is counted and written down."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from data.configs import CurateConfig, SourceConfig
+from data.forms import Example
+from data.records import Message, Messages, normalised_text
+from data.sources import BadRow
+from data.splits import Candidate
+from data.templates import control_token_in, render_completion, render_prompt
+from data.verifiers import final_number
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+# Good rows that are not needed: they say nothing against their source.
+HARMLESS_REASONS = frozenset({"duplicate", "in_test_set"})
+_CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
+
+
+@dataclass
+class SourceTally:
+    """What became of one source's rows."""
+
+    name: str
+    read: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def bad(self) -> int:
+        """Rows that cannot be used (duplicates and rows withheld for testing are not bad)."""
+        return sum(count for reason, count in self.reasons.items() if reason not in HARMLESS_REASONS)
+
+    def set_aside(self, file: str, line: int, fault: BadRow, *, listed: bool = True) -> None:
+        """Note one row that is left out; counted only, unless ``listed``."""
+        self.reasons[fault.reason] += 1
+        self.first.setdefault(fault.reason, f"{file}:{line}: {fault.detail}")
+        if listed:
+            self.rejected.append({"source": self.name, "file": file, "line": line, "reason": fault.reason, "detail": fault.detail})
+
+    def check(self, max_bad_share: float) -> None:
+        """Raise ValueError, worst reasons first, where more than ``max_bad_share`` of the rows are bad."""
+        judged = self.read - sum(self.reasons[reason] for reason in HARMLESS_REASONS)
+        if self.bad <= max_bad_share * judged:
+            return
+        worst = [(reason, count) for reason, count in self.reasons.most_common() if reason not in HARMLESS_REASONS]
+        reasons = "; ".join(f"{reason} {count} (first {self.first[reason]})" for reason, count in worst[:3])
+        raise ValueError(
+            f"{self.bad} of {judged} rows of {self.name} cannot be used, more than max_bad_share={max_bad_share} allows: {reasons}. "
+            "Mend the rows, the column mapping or the limits, or raise max_bad_share"
+        )
+
+
+class Screen:
+    """Keeps or refuses examples; remembers what it kept, so that nothing is kept twice."""
+
+    def __init__(self, config: CurateConfig, tokenizer: "Tokenizer") -> None:
+        if found := control_token_in(tokenizer, config.system_prompt + "".join(source.instruction for source in config.sources)):
+            raise ValueError(
+                f"system_prompt and instruction are text; {found!r} is a control token of the base model's tokenizer: leave it out"
+            )
+        self.config, self.tokenizer = config, tokenizer
+        self._kept: set[tuple[Any, ...]] = set()
+        self._prompts: set[str] = set()
+
+    def keep(self, example: Example, number: int, file: str, line: int) -> Candidate:
+        """The candidate of an example that is ready for use. Raises BadRow with the reason it is not."""
+        source = self.config.sources[number]
+        self._refuse_control_tokens(example)
+        example = prepared(example, source, self.config.system_prompt)
+        key = normalised_text(example.prompt)
+        # Held-out rows are compared among themselves: a training row must not push its twin out of the test set.
+        identity = (source.role == "test", key, example.answers(), example.desirable)
+        repeats = key in self._prompts if source.kind == "reasoning_gym" else identity in self._kept
+        if repeats:
+            raise BadRow("duplicate", "an earlier row says the same")
+        prompt_tokens, completion_tokens = self._lengths(example)
+        self._kept.add(identity)
+        self._prompts.add(key)
+        return Candidate(example, number, key, file, line, prompt_tokens, completion_tokens)
+
+    def _refuse_control_tokens(self, example: Example) -> None:
+        named: Iterable[tuple[str, str]] = [
+            *((f"the {message.role}'s turn", message.content) for message in example.prompt),
+            *(("an answer", text) for text in example.answers()),
+        ]
+        for where, text in named:
+            if found := control_token_in(self.tokenizer, text):
+                raise BadRow("control_token", f"{where} holds {found!r}")
+
+    def _lengths(self, example: Example) -> tuple[int, int]:
+        """Tokens of the prompt and of the longest answer, within the limits."""
+        config = self.config
+        try:
+            prompt_tokens = len(render_prompt(self.tokenizer, example.prompt))
+            _within("the prompt", prompt_tokens, 0, config.max_prompt_tokens)
+            lengths = [len(render_completion(self.tokenizer, example.prompt, text)) for text in example.answers()]
+        except BadRow:
+            raise
+        except ValueError as error:
+            raise BadRow("template", str(error)) from error
+        for length in lengths:
+            _within("an answer", length, config.min_completion_tokens, config.max_completion_tokens)
+        return prompt_tokens, max(lengths, default=0)
+
+
+def prepared(example: Example, source: SourceConfig, system_prompt: str) -> Example:
+    """An example as it will be used: system prompt, instruction, cleaned completion, and the answer its verifier compares with."""
+    prompt = example.prompt
+    if system_prompt and prompt[0].role != "system":
+        prompt = (Message("system", system_prompt), *prompt)
+    if source.instruction:
+        prompt = _instructed(prompt, source.instruction)
+    completion = example.completion
+    if source.remove_calculator_marks and completion is not None:
+        completion = _CALCULATOR_MARK.sub("", completion)
+    answer = _reference_answer(example, source)
+    return replace(example, prompt=prompt, completion=completion, answer=answer)
+
+
+def _instructed(prompt: Messages, instruction: str) -> Messages:
+    last = max(index for index, message in enumerate(prompt) if message.role == "user")
+    asked = replace(prompt[last], content=f"{prompt[last].content}\n{instruction}")
+    return (*prompt[:last], asked, *prompt[last + 1 :])
+
+
+def _reference_answer(example: Example, source: SourceConfig) -> str | None:
+    """The row's own answer, or else, where a verifier must compare with one, the number its completion ends on or all of it."""
+    verifier = source.verifier_name
+    if verifier == "none" or verifier == "reasoning_gym":
+        return example.answer
+    answer = example.answer if example.answer is not None else example.completion
+    if answer is None:
+        raise BadRow("no_answer", f"verifier={verifier!r} needs an answer or completion column to compare with")
+    if verifier == "exact":
+        return answer
+    number = final_number(answer)
+    if verifier == "number" and number is None:
+        raise BadRow("no_answer", f"verifier='number' finds no number in the answer {answer[-80:]!r}")
+    return number if number is not None and (verifier == "number" or "####" in answer) else answer
+
+
+def _within(what: str, length: int, least: int, most: int) -> None:
+    if most and length > most:
+        raise BadRow("too_long", f"{what} is {length} tokens long, the limit is {most}")
+    if length < least:
+        raise BadRow("too_short", f"{what} is {length} tokens long, the least is {least}")
