@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # Good rows that are not needed: they say nothing against their source.
 HARMLESS_REASONS = frozenset({"duplicate", "in_test_set"})
+_MARKED_ANSWER = re.compile(r"####|\\boxed")
 _CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 
 
@@ -131,19 +132,20 @@ def _instructed(prompt: Messages, instruction: str) -> Messages:
 
 
 def _reference_answer(example: Example, source: SourceConfig) -> str | None:
-    """The row's own answer, or else, where a verifier must compare with one, the number its completion ends on or all of it."""
+    """The row's own answer, or else, where a verifier must compare with one, what its completion ends on."""
     verifier = source.verifier_name
     if verifier == "none" or verifier == "reasoning_gym":
         return example.answer
     answer = example.answer if example.answer is not None else example.completion
     if answer is None:
         raise BadRow("no_answer", f"verifier={verifier!r} needs an answer or completion column to compare with")
-    if verifier == "exact":
-        return answer
-    number = final_number(answer)
-    if verifier == "number" and number is None:
-        raise BadRow("no_answer", f"verifier='number' finds no number in the answer {answer[-80:]!r}")
-    return number if number is not None and (verifier == "number" or "####" in answer) else answer
+    if verifier == "number":
+        if (number := final_number(answer)) is None:
+            raise BadRow("no_answer", f"verifier='number' finds no number in the answer {answer[-80:]!r}")
+        return number
+    if verifier == "math" and example.answer is None and not _MARKED_ANSWER.search(answer):
+        raise BadRow("no_answer", f"verifier='math' finds neither #### nor \\boxed in {answer[-80:]!r}: map an answer column")
+    return answer
 
 
 def _within(what: str, length: int, least: int, most: int) -> None:

@@ -118,7 +118,11 @@ def _math(prompt: Prompt, completion: str) -> float:
 
     # Its own time limits use the alarm that ours does, and only work in the main thread; it warns at each call that they are off.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
-    gold = math_verify.parse(_expected(prompt), parsing_timeout=0, raise_on_error=True)
+    expected = _hash_answer_or_all(_expected(prompt))
+    is_formula = not re.search(r"\$|\\boxed|\n", expected)
+    gold = math_verify.parse(f"${expected}$" if is_formula else expected, parsing_timeout=0, raise_on_error=True)
+    if not gold:
+        raise ValueError(f"the answer {prompt.answer!r} of prompt {prompt.id} is not a mathematical expression")
     found = math_verify.parse(_hash_answer_or_all(completion), parsing_timeout=0, raise_on_error=True)
     return float(math_verify.verify(gold, found, timeout_seconds=0, raise_on_error=True))
 

@@ -1,0 +1,74 @@
+import math
+
+import numpy as np
+import pytest
+
+from data.intervals import Interval, paired_bootstrap, wilson
+
+
+def test_wilson_against_the_closed_form_by_hand():
+    """k=8, n=10, z=1.96: (0.8 + 0.19208 +- 1.96 sqrt(0.016 + 0.009604)) / 1.38416 = 0.4902, 0.9433."""
+    interval = wilson(8, 10)
+    assert interval.mean == 0.8
+    assert (interval.low, interval.high) == (pytest.approx(0.49016, abs=1e-4), pytest.approx(0.94331, abs=1e-4))
+
+
+def test_wilson_at_the_ends_has_width():
+    none, every = wilson(0, 20), wilson(20, 20)
+    assert none.low == 0.0 and none.high == pytest.approx(1.959964**2 / (20 + 1.959964**2), abs=1e-6)
+    assert every.high == 1.0 and every.low == pytest.approx(1 - none.high)
+
+
+@pytest.mark.parametrize(("k", "n"), [(3, 2), (-1, 2), (0, 0)])
+def test_wilson_refuses_what_is_no_share(k, n):
+    with pytest.raises(ValueError, match=f"k={k}, n={n}"):
+        wilson(k, n)
+
+
+def test_the_bootstrap_of_a_mean_is_near_the_normal_interval():
+    values = np.random.default_rng(0).normal(0.3, 1.0, size=400)
+    interval = paired_bootstrap(values.tolist(), seed=1)
+    half = 1.96 * values.std() / math.sqrt(400)
+    assert interval.mean == pytest.approx(values.mean())
+    assert interval.low == pytest.approx(values.mean() - half, abs=0.1 * half)
+    assert interval.high == pytest.approx(values.mean() + half, abs=0.1 * half)
+
+
+def test_pairing_removes_what_the_prompts_share():
+    generator = np.random.default_rng(0)
+    hard = generator.normal(0, 10, size=100)
+    a, b = hard + 0.5 + generator.normal(0, 0.1, 100), hard + generator.normal(0, 0.1, 100)
+    paired = paired_bootstrap(a.tolist(), b.tolist(), seed=1)
+    assert paired.excludes_zero and paired.low == pytest.approx(0.5, abs=0.1)
+    assert not paired_bootstrap((a - b[::-1]).tolist(), seed=1).excludes_zero
+
+
+def test_a_seed_gives_one_interval():
+    values = [0.0, 1.0, 1.0, 0.0, 1.0]
+    assert paired_bootstrap(values, seed=3) == paired_bootstrap(values, seed=3)
+    continuous = np.random.default_rng(0).normal(size=50).tolist()
+    assert paired_bootstrap(continuous, seed=3) != paired_bootstrap(continuous, seed=4)
+
+
+def test_the_bootstrap_covers_the_truth_as_often_as_it_says():
+    generator = np.random.default_rng(5)
+    covered = 0
+    for trial in range(300):
+        a, b = generator.random(60) < 0.6, generator.random(60) < 0.4
+        interval = paired_bootstrap(a.astype(float).tolist(), b.astype(float).tolist(), seed=trial, n=400)
+        covered += interval.low <= 0.2 <= interval.high
+    assert 0.90 <= covered / 300 <= 0.98
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "match"),
+    [([], None, "at least one"), ([1.0], [1.0, 2.0], "got 1 and 2"), ([1.0, float("nan")], None, "finite"), ([[1.0]], None, "one finite")],
+)
+def test_the_bootstrap_refuses_what_it_cannot_resample(a, b, match):
+    with pytest.raises(ValueError, match=match):
+        paired_bootstrap(a, b, seed=0)
+
+
+def test_excludes_zero():
+    assert Interval(1, 0.1, 2).excludes_zero and Interval(-1, -2, -0.1).excludes_zero
+    assert not Interval(0.5, 0.0, 1).excludes_zero
