@@ -6,6 +6,7 @@ import functools
 import getpass
 import json
 import os
+import posixpath
 import re
 import subprocess
 import sys
@@ -26,7 +27,10 @@ def config_params(config: Mapping[str, Any] | BaseModel) -> dict[str, str]:
 
 def clean_name(name: str) -> str:
     """The name with every character that MLflow refuses replaced by an underscore."""
-    return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)[:LONGEST_KEY]
+    cleaned = re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)[:LONGEST_KEY]
+    # MLflow may use a name as a path, and takes none that could lead elsewhere.
+    is_plain = posixpath.normpath(cleaned) == cleaned and not cleaned.startswith(("/", "."))
+    return cleaned if is_plain else re.sub(r"[./]", "_", cleaned) or "_"
 
 
 def _flatten(value: Any, prefix: str) -> Iterator[tuple[str, str]]:
@@ -35,7 +39,9 @@ def _flatten(value: Any, prefix: str) -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping) and value:
         for name, part in value.items():
             yield from _flatten(part, f"{prefix}.{name}" if prefix else str(name))
-    elif isinstance(value, (list, tuple, dict)):
+    elif isinstance(value, Mapping) and not prefix:
+        return
+    elif isinstance(value, (list, tuple, Mapping)):
         yield prefix, json.dumps(value, default=str)
     else:
         yield prefix, str(value)
@@ -101,13 +107,13 @@ def flow_tags() -> dict[str, str]:
 
 
 def task_tags() -> dict[str, str]:
-    """Tags that lead from MLflow to the Prefect task run."""
+    """Tags that lead from MLflow to the Prefect task run, and to its flow run."""
     if not _prefect_runs():
         return {}
     from prefect.context import TaskRunContext
 
     context = TaskRunContext.get()
-    if context is None:
-        return {}
-    flow_run_id = context.task_run.flow_run_id
-    return {"prefect.task_run_id": str(context.task_run.id)} | ({"prefect.flow_run_id": str(flow_run_id)} if flow_run_id else {})
+    run = flow_run()
+    tags = {"prefect.task_run_id": context.task_run.id} if context else {}
+    tags |= {"prefect.flow_run_id": run.id} if run else {}
+    return {name: str(value) for name, value in tags.items()}

@@ -110,10 +110,10 @@ class Recorder:
     prepare: called once before the first record, under the same rules.
     """
 
-    def __init__(self, deliver: Callable[[Record], None], prepare: Callable[[], None], poll_s: float = POLL_S) -> None:
+    def __init__(self, deliver: Callable[[Record], None], prepare: Callable[[], None], poll_s: float | None = None) -> None:
         self._deliver = deliver
         self._prepare = prepare
-        self._poll_s = poll_s
+        self._poll_s = POLL_S if poll_s is None else poll_s
         self._changed = threading.Condition()
         self._queue: deque[Record] = deque()
         self._tails: dict[str, Tail] = {}
@@ -235,7 +235,7 @@ def store_undelivered(folder: Path, records: list[Record]) -> Path:
     """Write records to a new file of the outbox; it is there whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{records[0].ref}-{os.getpid()}-{time.time_ns()}.jsonl"
-    write_atomic(path, "".join(_RECORD.dump_json(record).decode() + "\n" for record in records))
+    write_atomic(path, "".join(record.model_dump_json() + "\n" for record in records))
     return path
 
 
@@ -253,6 +253,13 @@ def undelivered(path: Path) -> Iterator[list[Record]]:
         path.unlink(missing_ok=True)
 
 
+_clock = threading.Lock()
+_told_ms = 0
+
+
 def now_ms() -> int:
-    """Milliseconds since the epoch, as MLflow counts them."""
-    return int(time.time() * 1000)
+    """Milliseconds since the epoch, as MLflow counts them. Never the same twice: run lists are sorted by it."""
+    global _told_ms
+    with _clock:
+        _told_ms = max(int(time.time() * 1000), _told_ms + 1)
+        return _told_ms

@@ -75,12 +75,13 @@ class Session:
 
 
 class PipelineRun:
-    """The MLflow run of a flow run."""
+    """The MLflow run of a flow run. Without a session, as in a plan, there is none and every method does nothing."""
 
-    def __init__(self, session: Session, name: str, outer: PipelineRun | None = None) -> None:
+    def __init__(self, session: Session | None, name: str, outer: PipelineRun | None = None) -> None:
         flow_run = provenance.flow_run()
         self.session = session
-        self.name = name
+        self.pipeline = name
+        self.name = flow_run.name if flow_run and outer is None else name
         self.ref = run_ref(flow_run.id if flow_run else uuid.uuid4().hex, "pipeline", name, outer.ref if outer else "")
         self._outer = outer
         self._stages: dict[str, StageRun] = {}
@@ -88,18 +89,19 @@ class PipelineRun:
     @property
     def run_id(self) -> str | None:
         """The run's id in MLflow; None until MLflow has answered."""
-        return self.session.store.run_ids.get(self.ref)
+        return self.session.store.run_ids.get(self.ref) if self.session else None
 
     @property
     def url(self) -> str | None:
         """The run's page; None until MLflow has answered."""
-        return self.session.store.url(self.run_id) if self.run_id else None
+        return self.session.store.url(self.run_id) if self.session and self.run_id else None
 
     def open(self, params: Params, tags: Mapping[str, str]) -> None:
         """Begin the run, or go on with that of an earlier attempt; link to it from Prefect once it has an id."""
+        assert self.session is not None
         context = contextvars.copy_context()  # the recorder's thread is in no flow run
         self.session.store.when_open[self.ref] = lambda run_id: context.run(_link_from_prefect, self, run_id)
-        known = {"kind": "pipeline", **self.session.tags(), **provenance.code_tags(), **provenance.flow_tags()}
+        known = {"kind": "pipeline", "pipeline": self.pipeline, **self.session.tags(), **provenance.code_tags(), **provenance.flow_tags()}
         parent = self._outer.ref if self._outer else None
         fixed = provenance.config_params(params)
         self.session.recorder.put(
@@ -108,6 +110,7 @@ class PipelineRun:
 
     def open_stage(self, label: str, stage: str, key: str, params: Params, inputs: Mapping[str, Artifact]) -> StageRun:
         """The child run of a stage; that of an earlier attempt at the same key goes on."""
+        assert self.session is not None
         run = StageRun(self.session, run_ref(self.ref, "stage", label, key), label, on_end=self._stages.pop)
         self._stages[run.ref] = run
         run.open(self.ref, stage, key, params, inputs)
@@ -115,6 +118,8 @@ class PipelineRun:
 
     def table(self, rows: list[dict[str, Any]], markdown: str, key: str) -> None:
         """Show rows as a table, in the MLflow run and in Prefect, and the same as Markdown."""
+        if self.session is None:
+            return
         columns = list(dict.fromkeys(name for row in rows for name in row))
         split = {"columns": columns, "data": [[row.get(name) for name in columns] for row in rows]}
         self.session.recorder.put(
@@ -125,6 +130,7 @@ class PipelineRun:
 
     def end(self, status: Status) -> None:
         """End the run and the stages in it that have not said how they ended."""
+        assert self.session is not None
         for stage in list(self._stages.values()):
             stage.end("KILLED" if status == "KILLED" else "FAILED", {})
         self.session.recorder.put(CloseRun(ref=self.ref, status=status, ended_ms=now_ms(), tags={}))
@@ -239,7 +245,7 @@ def _link_from_prefect(run: PipelineRun, run_id: str) -> None:
     from prefect.client.orchestration import get_client
 
     text = "Metrics, parameters and models of this flow run. On a machine without a tracking server, `posttrain ui` serves the page."
-    create_link_artifact(link=run.session.store.url(run_id), link_text=f"MLflow: {run.name}", key="mlflow-run", description=text)
+    create_link_artifact(link=str(run.url), link_text=f"MLflow: {run.name}", key="mlflow-run", description=text)
     with get_client(sync_client=True) as client:
         client.update_flow_run_labels(flow_run.id, {"mlflow.run_id": run_id})
 

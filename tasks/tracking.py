@@ -25,6 +25,8 @@ from pydantic import ValidationError
 
 from tasks import owner, provenance
 from tasks.home import home
+from tasks.locks import file_lock
+from tasks.plan import current_plan
 from tasks.recorder import AddPoints, AddText, CloseRun, OpenRun, Record, Reference, Refused, Status, Unreachable, undelivered
 from tasks.store import Artifact
 from tasks.tracked import Params, PipelineRun, Session, StageRun, is_model, run_ref, status_of
@@ -73,11 +75,15 @@ def ui_url() -> str:
 def pipeline(name: str, params: Params, tags: Mapping[str, str] | None = None) -> Iterator[PipelineRun]:
     """The MLflow run of a flow run; the stages called inside become its children.
 
-    A retry of the same Prefect flow run goes on in the same MLflow run. Inside another pipeline it becomes a child of that one.
-    Leaving the block waits until MLflow has everything, but not for long: what is left then, the next pipeline on this machine sends.
+    Its name is that of the Prefect flow run, if there is one, and a retry of that goes on in the same MLflow run. Inside another pipeline
+    it becomes a child of that one. Leaving the block waits until MLflow has everything, but not for long: what is left then, the next
+    pipeline on this machine sends.
     """
+    if current_plan() is not None:  # nothing is computed, so there is nothing to show
+        yield PipelineRun(None, name)
+        return
     outer = _current.get()
-    session = outer.session if outer else _new_session()
+    session = outer.session if outer and outer.session else _new_session()
     run = PipelineRun(session, name, outer)
     run.open(params, tags or {})
     token = _current.set(run)
@@ -102,10 +108,14 @@ def current_pipeline() -> PipelineRun | None:
 def sweep() -> list[str]:
     """Mark runs that say RUNNING although their process is gone as KILLED, and name them. A pipeline does this at its start.
 
-    Raises Unreachable if MLflow cannot be reached.
+    Where MLflow cannot be reached it says so and leaves them to the next time.
     """
     _load_mlflow(tracking_uri())
-    return _new_store().sweep()
+    try:
+        return _new_store().sweep()
+    except (Unreachable, Refused) as error:
+        log.warning("Runs of killed processes were not looked for: MLflow cannot be reached. %s", error)
+        return []
 
 
 # What tasks/stage.py calls
@@ -226,7 +236,7 @@ class MlflowStore:
                     log.warning("Not recorded in MLflow: %s", error)
 
     def sweep(self) -> list[str]:
-        """See `tasks.tracking.sweep`."""
+        """Close the runs of dead processes, and name them. Raises Unreachable."""
         dead = set(owner.dead_owners(self.owners))
         if not dead:
             return []
@@ -378,17 +388,17 @@ class MlflowStore:
         """The LoggedModel of an artifact: one for each digest, made when it is first seen. Its files stay in the artifact store."""
         if model.digest in self._models:
             return self._models[model.digest]
-        experiment = self._experiment()
-        found = self._client().search_logged_models([experiment], filter_string=f"tags.artifact_digest = '{model.digest}'", max_results=1)
+        client, experiment = self._client(), self._experiment()
+        found = client.search_logged_models([experiment], filter_string=f"tags.artifact_digest = '{model.digest}'", max_results=1)
         if found:
             model_id = found[0].model_id
         else:
             tags = {"artifact_digest": model.digest, "artifact_uri": model.location, "mlflow.model.isExternal": "true"}
             params = {"digest": model.digest, **provenance.config_params(model.meta)}
-            made = self._client().create_logged_model(
+            made = client.create_logged_model(
                 experiment, name=_model_name(model.name), source_run_id=source_run_id, tags=tags, params=params, model_type=model.kind
             )
-            model_id = self._client().finalize_logged_model(made.model_id, "READY").model_id
+            model_id = client.finalize_logged_model(made.model_id, "READY").model_id
         self._models[model.digest] = model_id
         return model_id
 
@@ -400,7 +410,8 @@ class MlflowStore:
 
             if self.uri.startswith("sqlite:///"):
                 Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-            self._connection = MlflowClient(self.uri)
+            with file_lock(self.folder / "connect.lock"):  # two processes that make the tables at once disturb each other
+                self._connection = MlflowClient(self.uri)
         return self._connection
 
     def _experiment(self) -> str:
