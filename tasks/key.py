@@ -20,7 +20,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
@@ -257,7 +257,8 @@ def _extras(value: Any, path: str = "") -> dict[str, str]:
     if not isinstance(value, BaseModel):
         return {}
     found = {}
-    if callable(extra := getattr(value, "cache_extra", None)):
+    extra: Callable[[], Mapping[str, str]] | None = getattr(value, "cache_extra", None)
+    if extra is not None:
         found = {f"{path}{key}": str(item) for key, item in extra().items()}
     for name in type(value).model_fields:
         found.update(_extras(getattr(value, name), f"{path}{name}."))

@@ -126,24 +126,26 @@ class _ZygoteProcess:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                bufsize=0,
                 start_new_session=True,  # Ctrl-C in the terminal reaches the flow, and the flow ends its stages in order
                 env={**os.environ, **ZYGOTE_ENVIRONMENT},
             )
-        self.owner = os.getpid()
         self.log = log
 
     @property
     def alive(self) -> bool:
-        return self.owner == os.getpid() and self.process.poll() is None
+        return self.process.poll() is None
 
     def request(self, spec: Path) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(os.fsencode(spec) + b"\n")
-        self.process.stdin.flush()
 
-    def close(self) -> None:
+    def let_go(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.close()
+
+    def close(self) -> None:
+        self.let_go()
         self.process.wait()
 
 
@@ -155,7 +157,10 @@ def _request(spec: Path) -> _ZygoteProcess:
     """Ask the zygote for a process, starting one if there is none or it died."""
     global _zygote
     with _zygote_lock:
-        if _zygote is None or not _zygote.alive:
+        if _zygote is not None and not _zygote.alive:
+            _zygote.let_go()
+            _zygote = None
+        if _zygote is None:
             _zygote = _ZygoteProcess()
         _zygote.request(spec)
         return _zygote
@@ -165,12 +170,23 @@ def close_zygote() -> None:
     """End the zygote of this process, and with it every stage that is still running."""
     global _zygote
     with _zygote_lock:
-        if _zygote is not None and _zygote.owner == os.getpid():
+        if _zygote is not None:
             _zygote.close()
         _zygote = None
 
 
+def _let_go_in_child() -> None:
+    # A forked child of the flow must not hold the pipe whose end tells the zygote that the flow is gone.
+    global _zygote, _zygote_lock
+    _zygote_lock = threading.Lock()
+    if _zygote is not None:
+        _zygote.let_go()
+        _zygote.process.returncode = 0  # not this process's to wait for
+        _zygote = None
+
+
 atexit.register(close_zygote)
+os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 # One stage

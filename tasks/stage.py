@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefect import Task, task
+from prefect import Task
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 from prefect.exceptions import MissingContextError
@@ -306,7 +306,7 @@ class Stage:
         record_stage(current_run(), call.label, call.key, None, "running", 0.0)
         token = _call.set(call)
         try:
-            state = self._task(call.store, call.label)(**call.arguments, return_state=True)
+            state: Any = self._task(call.store, call.label)(**call.arguments, return_state=True)
             artifact = state.result()
         except BaseException:
             record_stage(current_run(), call.label, call.key, None, "failed", call.seconds)
@@ -326,7 +326,7 @@ class Stage:
     def _task(self, store: Store, label: str) -> Task[..., Artifact]:
         made = self._tasks.get((store.root, label))
         if made is None:
-            made = self._tasks[store.root, label] = task(
+            made = self._tasks[store.root, label] = Task(
                 self._body(),
                 name=self.name,
                 task_run_name=label,
