@@ -1,0 +1,79 @@
+"""The whole of RLHF: from a base model to four post-trained policies and one table.
+
+base_model -> curate -> sft -> collect_preferences -> reward_model -> { rejection_sampling, ppo, grpo, dpo } -> evaluate -> comparison
+"""
+
+from prefect import flow
+from pydantic import Field
+
+from data.configs import CurateConfig
+from models.configs.base import StageConfig
+from models.configs.base_model import BaseModelConfig
+from models.configs.dpo import DPOConfig
+from models.configs.evaluation import ComparisonConfig, EvaluateConfig
+from models.configs.grpo import GRPOConfig
+from models.configs.ppo import PPOConfig
+from models.configs.preferences import PreferencesConfig
+from models.configs.rejection_sampling import RejectionSamplingConfig
+from models.configs.reward_model import RewardModelConfig
+from models.configs.sft import SFTConfig
+from tasks.base_model import base_model
+from tasks.collect_preferences import collect_preferences
+from tasks.comparison import comparison, publish
+from tasks.curate import curate
+from tasks.dpo import dpo
+from tasks.evaluate import evaluate
+from tasks.grpo import grpo
+from tasks.ppo import ppo
+from tasks.rejection_sampling import rejection_sampling
+from tasks.reward_model import reward_model
+from tasks.sft import sft
+from tasks.store import Artifact
+from tasks.tracking import pipeline
+
+
+class RLHFConfig(StageConfig):
+    """Settings of every stage of the flow ``rlhf``."""
+
+    seed: int = Field(0, ge=0, description="Seed of every stage: data split, sampling, order of examples.")
+    base_model: BaseModelConfig = Field(default_factory=BaseModelConfig, description="Which model everything starts from.")
+    curate: CurateConfig = Field(default_factory=CurateConfig, description="Data: sources, splits, filters.")
+    sft: SFTConfig = Field(default_factory=SFTConfig, description="Supervised fine-tuning.")
+    preferences: PreferencesConfig = Field(default_factory=PreferencesConfig, description="Preference collection.")
+    reward_model: RewardModelConfig = Field(default_factory=RewardModelConfig, description="Reward modelling.")
+    rejection_sampling: RejectionSamplingConfig = Field(default_factory=RejectionSamplingConfig, description="Rejection sampling.")
+    ppo: PPOConfig = Field(default_factory=PPOConfig, description="PPO.")
+    grpo: GRPOConfig = Field(default_factory=GRPOConfig, description="GRPO.")
+    dpo: DPOConfig = Field(default_factory=DPOConfig, description="DPO.")
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="Evaluation on held-out prompts.")
+    comparison: ComparisonConfig = Field(default_factory=ComparisonConfig, description="The table at the end.")
+
+
+@flow(name="rlhf")
+def rlhf(config: RLHFConfig) -> Artifact:
+    """Curate, fine-tune, collect preferences, train a reward model, post-train in four ways, compare.
+
+    Args:
+        config: settings of every stage.
+    """
+    seed = config.seed
+    with pipeline("rlhf", config):
+        base = base_model(config.base_model, seed=seed)
+        data = curate(config.curate, base, seed=seed)
+        policy = sft(config.sft, base, data, seed=seed)
+        preferences = collect_preferences(config.preferences, policy, data, seed=seed)
+        reward = reward_model(config.reward_model, policy, preferences, seed=seed)
+        policies = {
+            "base": base,
+            "sft": policy,
+            "rejection_sampling": rejection_sampling(config.rejection_sampling, policy, preferences, reward, seed=seed),
+            "ppo": ppo(config.ppo, policy, data, reward, seed=seed),
+            "grpo": grpo(config.grpo, policy, data, reward if config.grpo.reward == "reward_model" else None, seed=seed),
+            "dpo": dpo(config.dpo, policy, preferences, seed=seed),
+        }
+        evaluations = {
+            name: evaluate.named(name)(config.evaluate, candidate, policy, data, reward, seed=seed) for name, candidate in policies.items()
+        }
+        report = comparison(config.comparison, evaluations, seed=seed)
+        publish(report)
+    return report

@@ -1,0 +1,130 @@
+"""Attention over padding-free batches and over the sampler's preallocated cache, for any transformers decoder.
+
+transformers lets a model name its attention function; ours is called ``posttrain`` and asks the *layout* that was passed to
+``forward(layout=...)`` what attends to what. Without a layout it is plain ``sdpa``.
+
+Axes: ``N`` packed tokens, ``K`` groups, ``L`` tokens of the longest group of a bucket, ``H`` query heads, ``J`` key-value heads,
+``D`` head width, ``R`` rows that are being generated.
+"""
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from data.packing import Packed
+
+NAME = "posttrain"
+BUCKET_RATIO = 1.25  # groups whose lengths differ by less share one padded attention call
+
+
+class Layout(Protocol):
+    """Says what each query of a forward pass attends to."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """Queries ``[B, H, T, D]`` and keys, values ``[B, J, T, D]`` to outputs ``[B, T, H, D]``."""
+        ...
+
+
+class PackedLayout:
+    """Tree attention inside each group of a packed batch: prompt causal, completions see the prompt and themselves.
+
+    Groups of similar length are padded to one bucket for the attention product only; every other layer sees ``N`` real tokens.
+    With ``keep`` the keys and values of each layer are kept, for a sampler that continues from the prompts.
+    """
+
+    def __init__(self, packed: Packed, keep: bool = False):
+        self.kept: dict[int, tuple[Tensor, Tensor]] | None = {} if keep else None
+        self.buckets = [_bucket(packed, members) for members in _similar_lengths(packed.group_starts_K)]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        if self.kept is not None:
+            self.kept[layer] = (key[0], value[0])
+        q_NHD, k_NJD, v_NJD = (x[0].transpose(0, 1) for x in (query, key, value))
+        out_NHD = torch.empty_like(q_NHD) if len(self.buckets) == 1 else torch.zeros_like(q_NHD)
+        for index_KL, real_M, mask_K1LL in self.buckets:
+            q, k, v = (x[index_KL].transpose(1, 2) for x in (q_NHD, k_NJD, v_NJD))
+            a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_K1LL, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])
+            a_MHD = a.transpose(1, 2).flatten(0, 1)[real_M]
+            out_NHD = out_NHD.index_put((index_KL.flatten()[real_M],), a_MHD)
+        return out_NHD[None]
+
+
+def _similar_lengths(starts_K: Tensor) -> list[list[int]]:
+    """Indices of groups, in lists whose longest is at most BUCKET_RATIO times the shortest."""
+    lengths = starts_K.diff().tolist()
+    buckets: list[list[int]] = []
+    for k in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if buckets and lengths[k] <= BUCKET_RATIO * lengths[buckets[-1][0]]:
+            buckets[-1].append(k)
+        else:
+            buckets.append([k])
+    return buckets
+
+
+def _bucket(packed: Packed, members: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Gather index ``[K, L]``, flat positions of real tokens ``[M]``, and the mask ``[K, 1, L, L]`` of one bucket."""
+    device = packed.input_ids_N.device
+    chosen = torch.tensor(members, device=device)
+    start_K = packed.group_starts_K[chosen]
+    length_K = packed.group_starts_K[chosen + 1] - start_K
+    slot_L = torch.arange(int(length_K.max()), device=device)
+    real_KL = slot_L < length_K[:, None]
+    index_KL = torch.where(real_KL, start_K[:, None] + slot_L, start_K[:, None])
+    branch_KL = packed.branch_N[index_KL]
+    causal_LL = slot_L[:, None] >= slot_L
+    related_KLL = (branch_KL[:, None, :] == 0) | (branch_KL[:, None, :] == branch_KL[:, :, None])
+    # A padded query attends to slot 0, so that no row of the softmax is empty; its output is thrown away.
+    mask_KLL = (causal_LL & related_KLL & real_KL[:, None, :]) | (slot_L == 0)
+    return index_KL, real_KL.flatten().nonzero()[:, 0], mask_KLL[:, None]
+
+
+class DecodeLayout:
+    """One new token a row, over a preallocated cache ``[R, J, T, D]`` per layer that is written in place."""
+
+    def __init__(self, keys: list[Tensor], values: list[Tensor], length_R: Tensor):
+        self.keys, self.values, self.length_R = keys, values, length_R
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self.row_R = torch.arange(len(self.length_R), device=self.length_R.device)
+        self.used = int(self.length_R.max()) + 1
+        slot_T = torch.arange(self.used, device=self.length_R.device)
+        self.mask_R11T = (slot_T <= self.length_R[:, None])[:, None, None, :]
+
+    def advance(self) -> None:
+        """The token that was just run through the model is part of the past now."""
+        self.length_R = self.length_R + 1
+        self._prepare()
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only these rows: the others have ended."""
+        self.keys = [k[rows] for k in self.keys]
+        self.values = [v[rows] for v in self.values]
+        self.length_R = self.length_R[rows]
+        self._prepare()
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        rows, heads, _, width = query.shape
+        keys, values = self.keys[layer], self.values[layer]
+        keys[self.row_R, :, self.length_R] = key[:, :, 0]
+        values[self.row_R, :, self.length_R] = value[:, :, 0]
+        # The query heads that share a key-value head stand in for query positions: no head is repeated in memory.
+        q = query.reshape(rows, keys.shape[1], -1, width)
+        a = F.scaled_dot_product_attention(q, keys[:, :, : self.used], values[:, :, : self.used], attn_mask=self.mask_R11T, scale=scaling)
+        return a.reshape(rows, 1, heads, width)
+
+
+def _attention(module, query, key, value, attention_mask, scaling=None, layout: Layout | None = None, **kwargs):
+    if layout is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return layout.attend(module.layer_idx, query, key, value, scaling), None
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,0 +1,28 @@
+"""Work that is cut into chunks and survives a kill: each finished chunk is kept, and read back by the next attempt."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from models.run import Run, Stopped, write_atomic
+
+T = TypeVar("T")
+
+
+def map_chunks(run: Run, name: str, items: Sequence[T], size: int, work: Callable[[int, Sequence[T]], list[Any]]) -> list[Any]:
+    """``work(number, chunk)`` of every chunk of ``items``, the JSON lists it returns joined in order."""
+    results: list[Any] = []
+    starts = range(0, len(items), size)
+    for number, begin in enumerate(starts):
+        kept = run.checkpoints / f"{name}-{number:05d}.json"
+        if kept.exists():
+            results += json.loads(kept.read_text(encoding="utf-8"))
+        else:
+            run.failpoint("chunk")
+            result = work(number, items[begin : begin + size])
+            write_atomic(kept, json.dumps(result))
+            results += result
+        run.progress(number + 1, len(starts))
+        if run.stopping:
+            raise Stopped
+    return results

@@ -1,0 +1,1 @@
+"""Settings of every model stage: frozen pydantic models, importable without torch."""

@@ -1,0 +1,140 @@
+"""Stage entry: judge a policy on held-out prompts.
+
+Axes: ``C`` completions.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data.packing import Group
+from data.records import Prompt
+from data.tables import read_table
+from data.templates import load_tokenizer, render_prompt
+from data.verifiers import verify
+from models.chunks import map_chunks
+from models.configs.evaluation import EvaluateConfig
+from models.generation import Completion, generate
+from models.heads import load_scalar
+from models.loading import load_policy
+from models.rendering import eos_ids
+from models.rewards import score_groups
+from models.run import Run, Stopped
+from models.seeds import derive_seed
+from models.training.dpo import sequence_logps
+
+
+def evaluate(
+    config: EvaluateConfig, *, policy: Path, reference: Path, data: Path, seed: int, run: Run, reward: Path | None = None
+) -> dict[str, Any]:
+    """Answer every held-out prompt, score the answers, write one JSON row a prompt to ``evaluation.json``.
+
+    KL to the reference is the mean over sampled completions of log pi(y|x) - log pi_ref(y|x), nats, exact in expectation at temperature 1.
+    Prompts and sampling noise are the same for every policy of a seed.
+    """
+    prompts = read_table(data / "test_prompts.parquet", Prompt)
+    prompts = prompts[: config.prompts] if config.prompts else prompts
+    evaluator = Evaluator(config, policy, seed, run)
+    answered = map_chunks(run, "answers", prompts, config.chunk_prompts, evaluator.answer)
+    rows = evaluator.measure(answered, reference, reward)
+    summary = summarise(rows)
+    (run.out / "evaluation.json").write_text(json.dumps({"summary": summary, "rows": rows}), encoding="utf-8")
+    run.report(summary, 0)
+    return summary
+
+
+class Evaluator:
+    """A policy with what it takes to answer and to measure."""
+
+    def __init__(self, config: EvaluateConfig, policy: Path, seed: int, run: Run):
+        self.config, self.seed, self.run = config, seed, run
+        self.tokenizer = load_tokenizer(policy)
+        self.model = load_policy(policy, run.device)
+        self.ends = eos_ids(policy, self.tokenizer)
+
+    def answer(self, number: int, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+        """Sampled and greedy answers with their verdicts."""
+        ids = [render_prompt(self.tokenizer, prompt.messages) for prompt in prompts]
+        sampled = self._generate(ids, self.config.sampling, self.config.samples_per_prompt, number)
+        greedy = (
+            self._generate(ids, self.config.sampling.model_copy(update={"temperature": 0.0}), 1, number) if self.config.greedy else None
+        )
+        rows = []
+        for i, prompt in enumerate(prompts):
+            row = {"id": prompt.id, "prompt": ids[i], "sampled": [self._judged(prompt, c) for c in sampled[i]]}
+            if greedy is not None:
+                row["greedy"] = self._judged(prompt, greedy[i][0])
+            rows.append(row)
+        return rows
+
+    def _generate(self, ids, sampling, samples: int, number: int) -> list[list[Completion]]:
+        seed = derive_seed(self.seed, "evaluate", number)
+        return generate(self.model, ids, sampling, samples=samples, eos_ids=self.ends, seed=seed, on_step=self._stop_if_asked)
+
+    def _judged(self, prompt: Prompt, completion: Completion) -> dict[str, Any]:
+        text = self.tokenizer.decode(completion.tokens, skip_special_tokens=True)
+        verdict = verify(prompt, text)
+        return {
+            "text": text,
+            "tokens": completion.tokens,
+            "score": verdict.score,
+            "correct": verdict.correct,
+            "finished": completion.finished,
+            "failed": verdict.error is not None,
+        }
+
+    def measure(self, rows: list[dict[str, Any]], reference: Path, reward: Path | None) -> list[dict[str, Any]]:
+        """Add reward and KL to every sampled answer; drop the token ids."""
+        groups = [Group(row["prompt"], [c["tokens"] for c in row["sampled"]]) for row in rows]
+        tokens = self.config.micro_batch_tokens
+        logp_C = sequence_logps(self.model, groups, tokens).tolist()
+        del self.model
+        ref_logp_C = sequence_logps(load_policy(reference, self.run.device), groups, tokens).tolist()
+        rewards = score_groups(load_scalar(reward, self.run.device), groups, tokens) if reward is not None else None
+        samples = self.config.samples_per_prompt
+        return [
+            {
+                "id": row["id"],
+                "prompt": self.tokenizer.decode(row["prompt"]),
+                "sampled": [
+                    _without_tokens(c)
+                    | {"kl_nats": logp_C[p * samples + g] - ref_logp_C[p * samples + g]}
+                    | ({"reward": rewards[p][g]} if rewards else {})
+                    for g, c in enumerate(row["sampled"])
+                ],
+            }
+            | ({"greedy": _without_tokens(row["greedy"])} if "greedy" in row else {})
+            for p, row in enumerate(rows)
+        ]
+
+    def _stop_if_asked(self) -> None:
+        if self.run.stopping:
+            raise Stopped
+
+
+def _without_tokens(answer: dict[str, Any]) -> dict[str, Any]:
+    return {"n_tokens": len(answer["tokens"])} | {key: value for key, value in answer.items() if key != "tokens"}
+
+
+def summarise(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Means over prompts; distinct = different texts among all sampled answers, as a share."""
+    sampled = [c for row in rows for c in row["sampled"]]
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(values) / len(values)
+
+    summary = {
+        "eval/accuracy": mean([c["correct"] for c in sampled]),
+        "eval/score": mean([c["score"] for c in sampled]),
+        "eval/kl_nats": mean([c["kl_nats"] for c in sampled]),
+        "eval/completion_tokens": mean([c["n_tokens"] for c in sampled]),
+        "eval/finished": mean([c["finished"] for c in sampled]),
+        "eval/distinct": len({c["text"] for c in sampled}) / len(sampled),
+        "eval/verifier_failures": float(sum(c["failed"] for c in sampled)),
+    }
+    if all("greedy" in row for row in rows):
+        summary["eval/accuracy_greedy"] = mean([row["greedy"]["correct"] for row in rows])
+    if all("reward" in c for c in sampled):
+        summary["eval/reward"] = mean([c["reward"] for c in sampled])
+    return summary

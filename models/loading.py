@@ -1,0 +1,62 @@
+"""Policies on disk: safetensors, config, tokenizer and chat template in one folder, in transformers' format."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+
+from models.attention import NAME as ATTENTION
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
+
+
+def load_policy(folder: Path, device: torch.device | str = "cpu", trainable: bool = False) -> PreTrainedModel:
+    """A causal language model with packed attention, in the type it was saved in; frozen unless ``trainable``.
+
+    It stays in evaluation mode: post-training uses no dropout, and the sampler and the trainer must be the same function.
+    """
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", attn_implementation=ATTENTION)
+    return _ready(model, device, trainable)
+
+
+def load_backbone(folder: Path, device: torch.device | str = "cpu", trainable: bool = False) -> PreTrainedModel:
+    """The same without its language-model head, to carry a scalar head."""
+    model = AutoModel.from_pretrained(folder, dtype="auto", attn_implementation=ATTENTION)
+    return _ready(model, device, trainable)
+
+
+def _ready(model: PreTrainedModel, device: torch.device | str, trainable: bool) -> PreTrainedModel:
+    model.requires_grad_(trainable)
+    return model.eval().to(device)
+
+
+def save_policy(model: nn.Module, parent: Path, out: Path) -> None:
+    """Write weights and config; tokenizer and template are the parent's, byte for byte."""
+    assert isinstance(model, PreTrainedModel)
+    model.save_pretrained(out)
+    copy_tokenizer(parent, out)
+
+
+def copy_tokenizer(parent: Path, out: Path) -> None:
+    """The tokenizer travels with every model that was trained with it."""
+    for name in TOKENIZER_FILES:
+        if (parent / name).is_file():
+            shutil.copyfile(parent / name, out / name)
+
+
+def parameters_of(folder: Path) -> int:
+    """How many parameters a saved model has, counted without allocating them."""
+    config = AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config).num_parameters()

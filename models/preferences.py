@@ -1,0 +1,135 @@
+"""Stage entry: sample completions, let a judge score them, pair the better with the worse.
+
+Axes: ``P`` prompts, ``G`` completions of each.
+"""
+
+import importlib
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from data.records import Preference, Prompt, Ranking, record_id
+from data.tables import read_table, write_table
+from data.templates import load_tokenizer, render_prompt
+from data.verifiers import Verdict, verify
+from models.chunks import map_chunks
+from models.configs.preferences import PreferencesConfig
+from models.generation import generate
+from models.loading import load_policy
+from models.rendering import eos_ids
+from models.run import Run, Stopped
+from models.seeds import derive_seed
+
+Judge = Callable[[Prompt, str], Verdict]
+
+
+def collect(config: PreferencesConfig, *, policy: Path, data: Path, seed: int, run: Run) -> dict[str, Any]:
+    """Write ``rankings.parquet`` (every prompt), ``preferences.parquet`` and ``test_preferences.parquet`` (pairs, split by prompt; none without pairs)."""
+    prompts = read_table(data / "prompts.parquet", Prompt)
+    prompts = prompts[: config.prompts] if config.prompts else prompts
+    judge = load_judge(config)
+    sampled = _sample(config, policy, prompts, seed, run)
+    verdicts = [[judge(prompt, text) for text in texts] for prompt, texts in zip(prompts, sampled, strict=True)]
+    rankings = [rank(p, texts, [v.score for v in row]) for p, texts, row in zip(prompts, sampled, verdicts, strict=True)]
+    pairs = [pairs_of(r, config.pairs_per_prompt, config.min_gap) for r in rankings]
+    held_out = round(len(prompts) * config.test_share)
+    train = [pair for row in pairs[: len(pairs) - held_out] for pair in row]
+    test = [pair for row in pairs[len(pairs) - held_out :] for pair in row]
+    if not train:
+        raise ValueError(
+            f"the judge found no completion better than another in {len(prompts)} prompts: sample more, or choose easier prompts"
+        )
+    write_table(run.out / "rankings.parquet", rankings, Ranking)
+    write_table(run.out / "preferences.parquet", train, Preference)
+    if test:
+        write_table(run.out / "test_preferences.parquet", test, Preference)
+    flat = [v for row in verdicts for v in row]
+    summary = {
+        "preferences/prompts": len(prompts),
+        "preferences/pairs": len(train),
+        "preferences/test_pairs": len(test),
+        "preferences/tied_prompts": sum(not row for row in pairs),
+        "preferences/judge_failures": sum(v.error is not None for v in flat),
+        "preferences/score": sum(v.score for v in flat) / len(flat),
+    }
+    run.report(summary, 0)
+    return {name.removeprefix("preferences/"): value for name, value in summary.items()}
+
+
+def _sample(config: PreferencesConfig, policy: Path, prompts: list[Prompt], seed: int, run: Run) -> list[list[str]]:
+    tokenizer = load_tokenizer(policy)
+    model = load_policy(policy, run.device)
+    ends = eos_ids(policy, tokenizer)
+
+    def stop_if_asked() -> None:
+        if run.stopping:
+            raise Stopped
+
+    def sample(number: int, chunk: Sequence[Prompt]) -> list[list[str]]:
+        ids = [render_prompt(tokenizer, prompt.messages) for prompt in chunk]
+        rows = generate(
+            model,
+            ids,
+            config.sampling,
+            samples=config.samples_per_prompt,
+            eos_ids=ends,
+            seed=derive_seed(seed, "preferences", number),
+            on_step=stop_if_asked,
+        )
+        return [[tokenizer.decode(c.tokens, skip_special_tokens=True) for c in row] for row in rows]
+
+    return map_chunks(run, "sampled", prompts, config.chunk_prompts, sample)
+
+
+def load_judge(config: PreferencesConfig) -> Judge:
+    """The judge that a configuration names.
+
+    Raises:
+        ValueError: the function cannot be imported.
+    """
+    if config.judge == "verifier":
+        return verify
+    module, _, name = config.judge_callable.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"judge_callable {config.judge_callable!r} cannot be imported ({error}): write module:function") from error
+    return lambda prompt, completion: _verdict(function, prompt, completion)
+
+
+def _verdict(function: Callable[[Prompt, str], float], prompt: Prompt, completion: str) -> Verdict:
+    try:
+        score = float(function(prompt, completion))
+    except Exception as error:  # a user's function may raise anything; one bad completion must not cost the stage
+        return Verdict(0.0, False, repr(error))
+    if not math.isfinite(score):
+        return Verdict(0.0, False, f"the judge returned {score}")
+    return Verdict(score, score >= 1.0)
+
+
+def rank(prompt: Prompt, completions: Sequence[str], scores: Sequence[float]) -> Ranking:
+    """Completions with their ranks: 0 is best, equal scores share a rank.
+
+    By hand: scores (0, 1, 0.5, 1) give ranks (2, 0, 1, 0).
+    """
+    order = sorted(set(scores), reverse=True)
+    ranks = tuple(order.index(s) for s in scores)
+    return Ranking(
+        record_id(prompt.messages, tuple(completions)), prompt.source, prompt.messages, tuple(completions), ranks, tuple(map(float, scores))
+    )
+
+
+def pairs_of(ranking: Ranking, most: int, min_gap: float) -> list[Preference]:
+    """The widest-gap pairs of a ranking, no text twice on the same side; none where all scores are within ``min_gap``."""
+    candidates = [
+        (ranking.scores[i] - ranking.scores[j], ranking.completions[i], ranking.completions[j])
+        for i, j in itertools.permutations(range(len(ranking.scores)), 2)
+        if ranking.scores[i] - ranking.scores[j] > min_gap and ranking.completions[i].strip() != ranking.completions[j].strip()
+    ]
+    pairs: list[Preference] = []
+    for gap, chosen, rejected in sorted(candidates, key=lambda c: -c[0]):
+        if len(pairs) < most and all(chosen != p.chosen and rejected != p.rejected for p in pairs):
+            pairs.append(Preference(record_id(ranking.prompt, chosen, rejected), ranking.source, ranking.prompt, chosen, rejected, gap))
+    return pairs

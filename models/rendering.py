@@ -1,0 +1,68 @@
+"""From records to token groups, through the chat template of the policy's own tokenizer."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from data.packing import Group
+from data.records import Message, Messages, Preference
+from data.templates import render_demonstration, render_prompt
+from models.run import Run
+
+
+def demonstration_group(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> Group:
+    """A conversation as one group: everything before the first assistant token is prompt; assistant tokens are scored.
+
+    Raises:
+        ValueError: no token would be trained.
+    """
+    ids, trained = render_demonstration(tokenizer, messages)
+    if True not in trained:
+        raise ValueError(f"no assistant token in a conversation of roles {[m.role for m in messages]}: nothing would be trained")
+    first = trained.index(True)
+    end = len(trained) - trained[::-1].index(True)
+    return Group(ids[:first], [ids[first:end]], [trained[first:end]])
+
+
+def completion_ids(tokenizer: PreTrainedTokenizerBase, prompt: Messages, completion: str) -> list[int]:
+    """Tokens of an answer to a prompt, its end-of-turn token included."""
+    ids, trained = render_demonstration(tokenizer, (*prompt, Message("assistant", completion)))
+    end = len(trained) - trained[::-1].index(True)
+    return list(ids[len(render_prompt(tokenizer, prompt)) : end])
+
+
+def pair_group(tokenizer: PreTrainedTokenizerBase, pair: Preference) -> Group:
+    """Chosen and rejected answers behind their shared prompt: two completions, in this order."""
+    prompt = render_prompt(tokenizer, pair.prompt)
+    return Group(prompt, [completion_ids(tokenizer, pair.prompt, text) for text in (pair.chosen, pair.rejected)])
+
+
+def drop_long(groups: Sequence[Group], max_tokens: int, run: Run) -> list[int]:
+    """Indices of the groups of at most ``max_tokens`` tokens; says how many are left out.
+
+    Raises:
+        ValueError: none is left.
+    """
+    kept = [i for i, group in enumerate(groups) if group.n_tokens <= max_tokens]
+    if len(kept) < len(groups):
+        run.log(f"{len(groups) - len(kept)} of {len(groups)} examples are longer than {max_tokens} tokens and are left out")
+    if not kept:
+        raise ValueError(
+            f"all {len(groups)} examples are longer than max_tokens {max_tokens}, or there is none: raise max_tokens or check the data"
+        )
+    return kept
+
+
+def eos_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens that end a completion: the tokenizer's, and those that the model's generation settings name."""
+    from transformers import GenerationConfig
+
+    ids = {tokenizer.eos_token_id}
+    if (folder / "generation_config.json").is_file():
+        named = GenerationConfig.from_pretrained(folder).eos_token_id
+        ids |= set(named if isinstance(named, list) else [named])
+    found = sorted(i for i in ids if i is not None)
+    if not found:
+        raise ValueError(f"{folder} names no end-of-turn token: set eos_token in its tokenizer_config.json")
+    return found

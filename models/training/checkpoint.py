@@ -1,0 +1,83 @@
+"""Checkpoints that are either whole or not there: safetensors and JSON, published by one rename, refused when torn or foreign.
+
+<stage key folder>/step-000040/{tensors.safetensors, state.json, manifest.json}
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models.run import Run
+
+
+def save_checkpoint(run: Run, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    """Write the checkpoint of ``step`` and drop older ones. A kill at any moment leaves the older or the newer one whole."""
+    run.sync()
+    target = run.checkpoints / f"step-{step:06d}"
+    if target.exists():
+        return
+    part = run.checkpoints / f".part-{step:06d}"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    save_file({name: t.contiguous() for name, t in tensors.items()}, part / "tensors.safetensors")
+    run.failpoint("save")
+    (part / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    files = {name: _sha256(part / name) for name in ("tensors.safetensors", "state.json")}
+    (part / "manifest.json").write_text(json.dumps({"stage_key": run.stage_key, "step": step, "files": files}), encoding="utf-8")
+    for name in (*files, "manifest.json"):
+        _fsync(part / name)
+    _fsync(part)
+    os.rename(part, target)
+    _fsync(run.checkpoints)
+    run.failpoint("saved")
+    for old in _checkpoints(run):
+        if old != target:
+            shutil.rmtree(old)
+
+
+def load_checkpoint(run: Run) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+    """The newest whole checkpoint of this stage key as (step, tensors, state), or None. Others are named in the log and removed."""
+    for stale in run.checkpoints.glob(".part-*"):
+        shutil.rmtree(stale)
+    for folder in sorted(_checkpoints(run), reverse=True):
+        problem = _problem(folder, run.stage_key)
+        if problem is None:
+            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            return int(folder.name.removeprefix("step-")), load_file(folder / "tensors.safetensors"), state
+        run.log(f"checkpoint {folder.name} is refused: {problem}")
+        shutil.rmtree(folder)
+    return None
+
+
+def _checkpoints(run: Run) -> list[Path]:
+    return [p for p in run.checkpoints.glob("step-*") if p.is_dir()]
+
+
+def _problem(folder: Path, stage_key: str) -> str | None:
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if manifest["stage_key"] != stage_key:
+            return f"it belongs to the stage key {manifest['stage_key'][:12]}, not to {stage_key[:12]}"
+        changed = [name for name, digest in manifest["files"].items() if _sha256(folder / name) != digest]
+    except (OSError, ValueError, KeyError) as error:
+        return f"it is not complete ({error!r})"
+    return f"{changed[0]} has changed since it was written" if changed else None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

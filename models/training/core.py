@@ -1,0 +1,171 @@
+"""The one training loop. An algorithm brings its batches and its loss; everything that all of them share is here, once:
+
+accumulation over micro-batches, clipping, the schedule, finite checks, checkpoints, exact resume, reports.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.configs.checkpointing import CheckpointConfig
+from models.losses.sums import Sums, merge
+from models.run import Run, Stopped
+from models.training.checkpoint import load_checkpoint, save_checkpoint
+from models.training.optimiser import Trainee, rate_share
+
+MAX_SKIPPED_IN_A_ROW = 3
+
+
+class Algorithm:
+    """What a training method passes to ``fit``."""
+
+    def batches(self, update: int) -> list[Any]:
+        """The micro-batches of an update; may sample from the policy first. An empty list skips the update."""
+        raise AssertionError("an algorithm must say its batches")
+
+    def loss(self, batch: Any) -> tuple[Tensor, Sums]:
+        """The loss of a micro-batch, already divided by the denominator of the whole update, and its metrics."""
+        raise AssertionError("an algorithm must say its loss")
+
+    def tokens(self, batch: Any) -> int:
+        """Real tokens of a micro-batch, for the rate that is shown."""
+        return len(batch.packed.input_ids_N)
+
+    def extra_metrics(self, update: int) -> dict[str, float]:
+        """Metrics of the update that are not sums over micro-batches."""
+        return {}
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What has to survive a kill beyond weights and optimiser: rollout buffers, controllers, baselines."""
+        return {}, {}
+
+    def load_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Put ``state`` back."""
+
+
+@dataclass
+class Loop:
+    """Where a training loop stands."""
+
+    update: int = 0
+    skipped_in_a_row: int = 0
+    skipped: int = 0
+
+
+def fit(run: Run, algorithm: Algorithm, trainees: dict[str, Trainee], updates: int, checkpointing: CheckpointConfig) -> Loop:
+    """Run ``updates`` optimiser updates, resuming from the newest checkpoint of this stage key.
+
+    Raises:
+        ValueError: three updates in a row had a loss or gradient that is not finite.
+        Stopped: SIGTERM came; a checkpoint was written first.
+    """
+    loop = _resume(run, algorithm, trainees)
+    saved_at = time.monotonic()
+    while loop.update < updates:
+        try:
+            metrics = _one_update(run, algorithm, trainees, loop, updates)
+        except Stopped:
+            _save(run, algorithm, trainees, loop)
+            raise
+        loop.update += 1
+        run.report(metrics, loop.update)
+        run.progress(loop.update, updates, **{name.removeprefix("time/"): v for name, v in metrics.items() if name.startswith("time/")})
+        due = checkpointing.every_s and time.monotonic() - saved_at > checkpointing.every_s
+        due = due or (checkpointing.every_updates and loop.update % checkpointing.every_updates == 0)
+        if run.stopping or (due and loop.update < updates):
+            _save(run, algorithm, trainees, loop)
+            saved_at = time.monotonic()
+        if run.stopping:
+            raise Stopped
+    return loop
+
+
+def _one_update(run: Run, algorithm: Algorithm, trainees: dict[str, Trainee], loop: Loop, updates: int) -> dict[str, float]:
+    began = time.monotonic()
+    batches = algorithm.batches(loop.update)
+    prepared = time.monotonic()
+    parts: list[Sums] = []
+    for batch in batches:
+        loss, sums = algorithm.loss(batch)
+        loss.backward()
+        parts.append(sums)
+        for trainee in trainees.values():
+            trainee.accumulate()
+    run.failpoint("step")
+    norms = {name: trainee.grad_norm() for name, trainee in trainees.items()}
+    metrics = merge(parts)
+    healthy = bool(batches) and all(math.isfinite(x) for x in (*norms.values(), metrics.get("train/loss", 0.0)))
+    share = _apply(trainees, norms, loop, updates) if healthy else _skip(run, trainees, loop, metrics, norms, bool(batches))
+    for name, trainee in trainees.items():
+        if math.isfinite(norms[name]):
+            metrics[f"{trainee.metric_group}/grad_norm"] = norms[name]
+        metrics[f"{trainee.metric_group}/learning_rate"] = trainee.config.learning_rate * share
+    metrics["train/skipped_updates"] = loop.skipped
+    metrics |= algorithm.extra_metrics(loop.update)
+    seconds = time.monotonic() - began
+    timing = {
+        "time/step_s": seconds,
+        "time/prepare_s": prepared - began,
+        "time/tokens_per_s": sum(map(algorithm.tokens, batches)) / seconds,
+    }
+    return {name: value for name, value in metrics.items() if math.isfinite(value)} | timing
+
+
+def _apply(trainees: dict[str, Trainee], norms: dict[str, float], loop: Loop, updates: int) -> float:
+    shares = {name: rate_share(loop.update, updates, trainee.config) for name, trainee in trainees.items()}
+    for name, trainee in trainees.items():
+        trainee.step(norms[name], shares[name])
+    loop.skipped_in_a_row = 0
+    return next(iter(shares.values()))
+
+
+def _skip(
+    run: Run, trainees: dict[str, Trainee], loop: Loop, metrics: dict[str, float], norms: dict[str, float], had_batches: bool
+) -> float:
+    for trainee in trainees.values():
+        trainee.discard()
+    if not had_batches:
+        return 0.0
+    loop.skipped += 1
+    loop.skipped_in_a_row += 1
+    seen = {
+        name: value for name, value in {**metrics, **{f"{n}/grad_norm": v for n, v in norms.items()}}.items() if not math.isfinite(value)
+    }
+    run.log(f"update {loop.update + 1} is skipped, the weights are untouched: not finite: {seen}")
+    if loop.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+        raise ValueError(
+            f"{MAX_SKIPPED_IN_A_ROW} updates in a row were not finite, the last is update {loop.update + 1} ({seen}): "
+            "lower optim.learning_rate, or use dtype float32 for the base model"
+        )
+    return 0.0
+
+
+def _save(run: Run, algorithm: Algorithm, trainees: dict[str, Trainee], loop: Loop) -> None:
+    extra, state = algorithm.state()
+    tensors = {f"algorithm/{name}": t for name, t in extra.items()}
+    for name, trainee in trainees.items():
+        tensors |= {f"{name}/{key}": t for key, t in trainee.state().items()}
+    tensors["torch_rng"] = torch.get_rng_state()
+    save_checkpoint(run, loop.update, tensors, {"loop": vars(loop), "algorithm": state})
+
+
+def _resume(run: Run, algorithm: Algorithm, trainees: dict[str, Trainee]) -> Loop:
+    found = load_checkpoint(run)
+    if found is None:
+        return Loop()
+    step, tensors, state = found
+    run.rewind(step)
+    for name, trainee in trainees.items():
+        trainee.load_state(_under(tensors, f"{name}/"))
+    torch.set_rng_state(tensors["torch_rng"])
+    algorithm.load_state(_under(tensors, "algorithm/"), state["algorithm"])
+    run.log(f"resumed after update {step}")
+    return Loop(**state["loop"])
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

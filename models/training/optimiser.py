@@ -1,0 +1,92 @@
+"""AdamW over float32 master weights, the learning-rate schedule, and gradient clipping."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from models.configs.optimisation import OptimConfig
+
+
+def rate_share(update: int, updates: int, config: OptimConfig) -> float:
+    """Learning rate of an update as a share of the peak: linear warm-up, then the schedule. A pure function, so resume needs no state."""
+    warmup = round(config.warmup_share * updates)
+    if update < warmup:
+        return (update + 1) / (warmup + 1)
+    if config.schedule == "constant":
+        return 1.0
+    done = (update - warmup) / max(1, updates - warmup - 1)
+    fall = done if config.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * done))
+    return 1.0 - (1.0 - config.final_rate_share) * min(1.0, fall)
+
+
+class Trainee:
+    """A module that learns, with its optimiser.
+
+    Half-precision weights get float32 master copies: the optimiser moves the masters, and the module reads them rounded. Gradients of
+    micro-batches are added up in float32. Float32 weights are their own masters.
+    """
+
+    def __init__(self, module: nn.Module, config: OptimConfig, metric_group: str = "train"):
+        self.module, self.config, self.metric_group = module, config, metric_group
+        self.named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.masters = {name: p if p.dtype in (torch.float32, torch.float64) else p.detach().float() for name, p in self.named.items()}
+        decayed = [m for m in self.masters.values() if m.ndim >= 2]
+        plain = [m for m in self.masters.values() if m.ndim < 2]
+        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        self.adam = torch.optim.AdamW(
+            [g for g in groups if g["params"]], config.learning_rate, (config.beta1, config.beta2), config.epsilon, fused=True
+        )
+
+    def accumulate(self) -> None:
+        """Add the gradients of a micro-batch to the masters' and free them."""
+        for name, p in self.named.items():
+            master = self.masters[name]
+            if master is p or p.grad is None:
+                continue
+            master.grad = p.grad.float() if master.grad is None else master.grad.add_(p.grad)
+            p.grad = None
+
+    def grad_norm(self) -> float:
+        """Global norm of the accumulated gradients; not finite if any gradient is not."""
+        grads = [m.grad for m in self.masters.values() if m.grad is not None]
+        return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
+
+    def step(self, norm: float, share: float) -> None:
+        """Clip to the configured norm, move the masters, round them into the module."""
+        scale = self.config.max_grad_norm / (norm + 1e-6)
+        for master in self.masters.values():
+            if scale < 1 and master.grad is not None:
+                master.grad.mul_(scale)
+        for group in self.adam.param_groups:
+            group["lr"] = self.config.learning_rate * share
+        self.adam.step()
+        self.discard()
+        self._publish()
+
+    def discard(self) -> None:
+        """Forget the accumulated gradients."""
+        self.adam.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def _publish(self) -> None:
+        for name, p in self.named.items():
+            if self.masters[name] is not p:
+                p.copy_(self.masters[name])
+
+    def state(self) -> dict[str, Tensor]:
+        """Masters and moments by name, for a checkpoint."""
+        tensors = {f"master/{name}": m.detach() for name, m in self.masters.items()}
+        for name, m in self.masters.items():
+            tensors |= {f"{key}/{name}": value for key, value in self.adam.state.get(m, {}).items()}
+        return tensors
+
+    @torch.no_grad()
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Put a checkpoint back, bit for bit."""
+        for name, m in self.masters.items():
+            m.copy_(tensors[f"master/{name}"])
+            moments = {key: tensors[f"{key}/{name}"].clone() for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}/{name}" in tensors}
+            if moments:
+                self.adam.state[m] = moments
+        self._publish()

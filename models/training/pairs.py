@@ -1,0 +1,69 @@
+"""Preference pairs as batches: what reward modelling and direct preference optimisation share."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.packing import Group, Packed, pack, split_by_tokens
+from data.records import Preference
+from data.tables import read_table
+from data.templates import load_tokenizer
+from models.rendering import drop_long, pair_group
+from models.run import Run
+from models.training.core import Algorithm
+from models.training.order import batch_indices, updates_for
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Rendered pairs and the margins of their judge."""
+
+    groups: list[Group]
+    margin_P: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch of pairs: which they are, and how many the whole update has."""
+
+    packed: Packed
+    index_P: Tensor
+    pairs: int
+
+
+def read_pairs(path: Path, policy: Path, max_tokens: int, run: Run) -> Pairs:
+    """Pairs of a table, rendered with the tokenizer of ``policy``."""
+    tokenizer = load_tokenizer(policy)
+    records = read_table(path, Preference)
+    groups = [pair_group(tokenizer, record) for record in records]
+    kept = drop_long(groups, max_tokens, run)
+    return Pairs([groups[i] for i in kept], torch.tensor([records[i].margin for i in kept], dtype=torch.float32))
+
+
+def count_updates(pairs: Pairs, batch_size: int, epochs: float, max_updates: int) -> int:
+    """Updates for so many epochs, capped."""
+    updates = updates_for(len(pairs.groups), batch_size, epochs)
+    return min(updates, max_updates) if max_updates else updates
+
+
+class PairAlgorithm(Algorithm):
+    """Batches of pairs in a seeded order; the loss is the method's own."""
+
+    def __init__(self, pairs: Pairs, batch_size: int, micro_batch_tokens: int, seed: int, run: Run, tag: str):
+        self.pairs, self.batch_size, self.seed, self.device, self.tag = pairs, batch_size, seed, run.device, tag
+        self.max_tokens = int(micro_batch_tokens * run.micro_batch_scale)
+
+    def batches(self, update: int) -> list[Batch]:
+        chosen = batch_indices(len(self.pairs.groups), self.batch_size, update, self.seed, self.tag)
+        batches, begin = [], 0
+        for part in split_by_tokens([self.pairs.groups[i] for i in chosen], self.max_tokens):
+            index_P = torch.tensor(chosen[begin : begin + len(part)])
+            batches.append(Batch(pack(part).to(self.device), index_P, len(chosen)))
+            begin += len(part)
+        return batches
+
+    def loss(self, batch: Any) -> Any:
+        raise AssertionError("a pair algorithm must say its loss")

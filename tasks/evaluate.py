@@ -1,0 +1,20 @@
+"""Stage: evaluation of one policy."""
+
+from models.configs.evaluation import EvaluateConfig
+from tasks.stage import StageContext, stage
+from tasks.store import Artifact
+
+
+@stage(kind="report", runs="models.evaluation:evaluate")
+def evaluate(
+    config: EvaluateConfig,
+    policy: Artifact,
+    reference: Artifact,
+    data: Artifact,
+    reward: Artifact | None = None,
+    *,
+    seed: int,
+    context: StageContext,
+) -> Artifact:
+    """Evaluation: held-out prompts answered and judged, with KL to the reference and, where there is one, the reward model's view."""
+    return context.run(config, seed, policy=policy, reference=reference, data=data, reward=reward)
