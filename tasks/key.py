@@ -45,7 +45,12 @@ CARRIERS = (
 )
 # Libraries that cannot change a number, and libraries whose numbers are made by another that our code does not import itself.
 NEUTRAL = {"prefect", "mlflow", "pydantic", "typer", "rich"}
-COMPANIONS = {"transformers": ("tokenizers", "jinja2"), "datasets": ("pyarrow",), "math_verify": ("latex2sympy2_extended",)}
+COMPANIONS = {
+    "datasets": ("pyarrow",),
+    "math_verify": ("latex2sympy2_extended", "sympy"),
+    "reasoning_gym": ("sympy",),
+    "transformers": ("tokenizers", "jinja2"),
+}
 
 _NAMED_FILE = re.compile(r"[\w./-]+\.(json|jsonl|jinja|txt|yaml|csv|html)")
 
