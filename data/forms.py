@@ -49,7 +49,7 @@ class Example:
 
 def mapped(values: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     """A row under our column names. A column that is mapped is known by its new name only; dots reach into nested values."""
-    taken = {path.split(".")[0] for path in columns.values()}
+    taken = {name for path in columns.values() for name in (path, path.split(".")[0])}
     row = {name: value for name, value in values.items() if name not in taken}
     for ours, theirs in columns.items():
         if (value := _reach(values, theirs)) is not None:
@@ -142,7 +142,7 @@ def _asked(row: Mapping[str, Any]) -> Messages:
         value = row.get(name)
         if value is None:
             continue
-        messages = (Message("user", _text(value, name)),) if isinstance(value, str) else _messages(value, name)
+        messages = (Message("user", _text(value, name)),) if name == "prompt" and isinstance(value, str) else _messages(value, name)
         return _with_system(row, messages)
     if row.get("instruction") is None:
         return ()

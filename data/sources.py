@@ -110,24 +110,24 @@ def _skip_separators(text: str, position: int) -> int:
 
 def _csv(path: Path, file: IO[bytes]) -> Iterator[RawRow]:
     csv.field_size_limit(sys.maxsize)
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    reader = csv.reader(text, delimiter="\t" if ".tsv" in path.name.lower() else ",")
-    header = next(reader, None)
-    if header is None or len(set(header)) < len(header):
-        raise ValueError(f"{path} needs a first line of distinct column names, it has {header}")
-    while True:
-        line = reader.line_num + 1
-        try:
-            values = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield RawRow(str(path), line, fault=BadRow("invalid_csv", str(error)))
-            continue
-        if len(values) == len(header):
-            yield RawRow(str(path), line, values=dict(zip(header, values, strict=True)))
-        elif values:
-            yield RawRow(str(path), line, fault=BadRow("invalid_csv", f"{len(values)} fields under {len(header)} column names"))
+    with io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+        reader = csv.reader(text, delimiter="\t" if ".tsv" in path.name.lower() else ",")
+        header = next(reader, None)
+        if header is None or len(set(header)) < len(header):
+            raise ValueError(f"{path} needs a first line of distinct column names, it has {header}")
+        while True:
+            line = reader.line_num + 1
+            try:
+                values = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield RawRow(str(path), line, fault=BadRow("invalid_csv", str(error)))
+                continue
+            if len(values) == len(header):
+                yield RawRow(str(path), line, values=dict(zip(header, values, strict=True)))
+            elif values:
+                yield RawRow(str(path), line, fault=BadRow("invalid_csv", f"{len(values)} fields under {len(header)} column names"))
 
 
 def _parquet(path: Path, file: IO[bytes]) -> Iterator[RawRow]:
