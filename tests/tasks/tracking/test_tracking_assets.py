@@ -1,0 +1,129 @@
+"""The folder mlflow/: the contract of metric names holds in the code, and the server does not open itself to others."""
+
+import ast
+import fnmatch
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+CONTRACT = ROOT / "mlflow" / "metrics.md"
+NAME = re.compile(r"[a-z_*]+/[a-z0-9_*]+")
+
+
+def contract() -> list[str]:
+    rows = [line.split("|")[1] for line in CONTRACT.read_text().splitlines() if line.startswith("| `")]
+    return [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+
+
+def texts(tree: ast.AST) -> list[str]:
+    """String constants, and f-strings with a * for what is filled in."""
+    found, inner = [], set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            inner |= {id(part) for part in node.values}
+            found.append("".join(str(part.value) if isinstance(part, ast.Constant) else "*" for part in node.values))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inner:
+            found.append(node.value)
+    return found
+
+
+def reported(source: str, groups: set[str]) -> set[str]:
+    """Metric names in a source file: texts of the form group/name, of a group in the contract or of any."""
+    names = {text for text in texts(ast.parse(source)) if NAME.fullmatch(text)}
+    return {name for name in names if name.split("/")[0] in groups | {"*"}}
+
+
+def in_code() -> dict[str, str]:
+    """Name -> the file that reports it."""
+    groups = {name.split("/")[0] for name in contract()}
+    found = {}
+    for folder in ("models", "data"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            found |= dict.fromkeys(reported(path.read_text(), groups), path.relative_to(ROOT).as_posix())
+    return found
+
+
+def test_every_reported_metric_is_in_the_contract():
+    listed = contract()
+    missing = {name: path for name, path in in_code().items() if not fnmatch.filter(listed, name)}
+    assert missing == {}, f"add these to {CONTRACT.name}, with their unit"
+
+
+def test_every_metric_of_the_contract_is_reported():
+    patterns = in_code()
+    assert [name for name in contract() if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns)] == []
+
+
+def test_the_contract_names_each_metric_once_and_says_what_it_is():
+    names = contract()
+    assert len(names) == len(set(names)) > 30
+    assert all(NAME.fullmatch(name) for name in names)
+    assert not [line for line in CONTRACT.read_text().splitlines() if line.startswith("| `") and not line.split("|")[3].strip()]
+
+
+def test_the_search_for_names_finds_them():
+    source = 'm = {"train/loss": 1, f"{group}/grad_norm": 2, "train/Not one": 3, "store/keys": 4}\nm[f"train/kl_{x}"] = 5'
+    assert reported(source, {"train"}) == {"train/loss", "*/grad_norm", "train/kl_*"}
+
+
+# The server
+
+
+SAFE = {
+    "MLFLOW_HOST": "0.0.0.0",
+    "MLFLOW_AUTH_ADMIN_PASSWORD": "correct horse",
+    "MLFLOW_FLASK_SERVER_SECRET_KEY": "x",
+    "MLFLOW_ALLOWED_HOSTS": "a",
+}
+
+
+def serve(home: Path, tmp_path: Path, *, has_auth: bool = True, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run the script with a Python that only prints what it was called with."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nif [ "$1" = -c ]; then exit {0 if has_auth else 1}; fi\necho "$@"\n')
+    python.chmod(0o755)
+    environment = {"PATH": os.environ["PATH"], "PYTHON": str(python), "POSTTRAIN_HOME": str(home), **settings}
+    return subprocess.run([str(ROOT / "mlflow" / "serve.sh")], env=environment, capture_output=True, text=True)
+
+
+def test_the_server_listens_on_loopback_with_the_default_store(home, tmp_path):
+    done = serve(home, tmp_path)
+    expected = f"-m mlflow server --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///{home}/mlflow/mlflow.db"
+    assert done.returncode == 0 and done.stdout.startswith(expected) and "basic-auth" not in done.stdout
+
+
+def test_the_server_opens_itself_with_passwords_only(home, tmp_path):
+    done = serve(home, tmp_path, **SAFE)
+    assert done.returncode == 0 and "--host 0.0.0.0" in done.stdout and "--app-name basic-auth --allowed-hosts a" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"MLFLOW_AUTH_ADMIN_PASSWORD": ""}, "set MLFLOW_AUTH_ADMIN_PASSWORD"),
+        ({"MLFLOW_AUTH_ADMIN_PASSWORD": "admin"}, "shorter than 12"),
+        ({"MLFLOW_FLASK_SERVER_SECRET_KEY": ""}, "MLFLOW_FLASK_SERVER_SECRET_KEY"),
+        ({"MLFLOW_ALLOWED_HOSTS": ""}, "MLFLOW_ALLOWED_HOSTS"),
+        ({"PYTHON": "/nowhere/python"}, "no /nowhere/python"),
+    ],
+)
+def test_the_server_refuses_to_be_open_to_all(home, tmp_path, settings, complaint):
+    done = serve(home, tmp_path, **SAFE | settings)
+    assert (done.returncode, done.stdout) == (78, "") and complaint in done.stderr
+
+
+def test_the_server_says_which_packages_passwords_need(home, tmp_path):
+    done = serve(home, tmp_path, has_auth=False, **SAFE)
+    assert done.returncode == 78 and "[auth]" in done.stderr
+
+
+def test_the_folder_holds_no_python():
+    assert list((ROOT / "mlflow").rglob("*.py")) == []
+    assert "site-packages" in subprocess.run(
+        [sys.executable, "-c", "import mlflow; print(mlflow.__file__)"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
