@@ -1,5 +1,6 @@
 """Tokenizers made on the spot, a stand-in for the stage that runs curation, and the folder of real data where there is one."""
 
+import itertools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -107,8 +108,15 @@ def with_template(tmp_path: Path) -> Build:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> FakeRun:
-    return FakeRun(tmp_path / "out")
+def new_run(tmp_path: Path) -> Callable[[], FakeRun]:
+    """Makes a run with an output folder of its own."""
+    numbers = itertools.count()
+    return lambda: FakeRun(tmp_path / f"out{next(numbers)}")
+
+
+@pytest.fixture
+def run(new_run: Callable[[], FakeRun]) -> FakeRun:
+    return new_run()
 
 
 @pytest.fixture(scope="session")
