@@ -1,4 +1,4 @@
-"""Servers on loopback that live as long as a command: started in a process group of their own, stopped with everything that they started."""
+"""Servers on loopback that live as long as a command: each in a process group of its own, stopped with everything it started."""
 
 from __future__ import annotations
 

@@ -1,0 +1,192 @@
+"""The command line: `posttrain run`, `explain`, `artifacts`, `ui`, `chat`, `recipes`.
+
+Only names and help texts are here: a command imports what it needs when it runs, so that `posttrain --help` answers at once.
+
+Exit codes: 0 done, 1 the work failed, 2 the command cannot be carried out as given, 130 Ctrl-C, 143 SIGTERM.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+USAGE = 2
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="posttrain",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Post-train a language model end to end: every stage cached, resumable and tracked.\n\n"
+    "[bold]Example:[/bold] posttrain run quickstart",
+)
+artifacts = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="What runs have made: list, verify, remove.\n\n[bold]Example:[/bold] posttrain artifacts list --run quickstart",
+)
+app.add_typer(artifacts, name="artifacts")
+
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what the stages log, and the traceback of an error.")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run (quickstart-3), a recipe (its latest run) or 'latest'.")]
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+def _carry_out(command: Callable[[], int], verbose: bool = False) -> None:
+    """Run a command. What the user can put right is said in a line; everything else is a bug and shows its traceback."""
+    from flows.cli.terminal import complain
+
+    try:
+        code = command()
+    except KeyboardInterrupt:
+        complain("Stopped.")
+        code = INTERRUPTED
+    except ValueError as error:
+        if verbose:
+            raise
+        complain(str(error))
+        code = USAGE
+    except BrokenPipeError:  # `posttrain artifacts list | head`
+        sys.stderr.close()
+        code = 0
+    raise typer.Exit(code)
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A recipe of `posttrain recipes`, or the path of a YAML file.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Replace one value of the config; may be given several times.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Same as --set seed=N.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which stages would run, why, and in how much memory.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run a recipe. Stages whose inputs, code and config did not change are not computed again; a killed one goes on where it was.
+
+    [bold]Example:[/bold] posttrain run quickstart --set dpo.beta=0.2
+    """
+    from flows.cli.run import run as command
+
+    _carry_out(lambda: command(recipe, settings or [], seed=seed, dry_run=dry_run, verbose=verbose), verbose)
+
+
+@app.command()
+def explain(name: RunName = "latest") -> None:
+    """Say for each stage of a run whether it was computed, and which part of its key had changed.
+
+    [bold]Example:[/bold] posttrain explain quickstart-2
+    """
+    from flows.cli.explain import explain as command
+
+    _carry_out(lambda: command(name))
+
+
+@app.command()
+def recipes(
+    recipe: Annotated[str | None, typer.Argument(help="Show every field of this recipe's config.")] = None,
+) -> None:
+    """List the recipes; with a name, every field that --set can replace, its value and its meaning.
+
+    [bold]Example:[/bold] posttrain recipes quickstart
+    """
+    from flows.cli.show import show_recipe, show_recipes
+
+    _carry_out(lambda: show_recipe(recipe) if recipe else show_recipes())
+
+
+@app.command()
+def ui(
+    prefect_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the Prefect server; another one if it is taken.")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the MLflow server; another one if it is taken.")] = 5000,
+) -> None:
+    """Serve the Prefect and MLflow UIs on loopback until Ctrl-C. Runs started meanwhile appear live.
+
+    [bold]Example:[/bold] posttrain ui --mlflow-port 5001
+    """
+    from flows.cli.ui import ui as command
+
+    _carry_out(lambda: command(prefect_port, mlflow_port))
+
+
+@app.command()
+def chat(
+    policy: Annotated[str, typer.Argument(help="A policy of the latest run (sft), of any run (quickstart-3/dpo), a digest or a folder.")],
+    temperature: Annotated[float, typer.Option(min=0, max=10, help="0 always takes the most likely token.")] = 0.7,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Sample among the tokens that hold this share of the mass.")] = 0.95,
+    max_tokens: Annotated[int, typer.Option(min=1, max=8192, help="Longest answer, in tokens.")] = 256,
+    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sampling noise.")] = 0,
+) -> None:
+    """Talk to a policy in the terminal. /reset starts anew, /quit or Ctrl-D ends.
+
+    [bold]Example:[/bold] posttrain chat quickstart/grpo --temperature 0
+    """
+    from flows.cli.chat import ChatSettings
+    from flows.cli.chat import chat as command
+
+    _carry_out(lambda: command(policy, ChatSettings(temperature, top_p, max_tokens, system, seed)))
+
+
+@artifacts.command("list")
+def list_artifacts(
+    run: Annotated[str | None, typer.Option(metavar="RUN", help="Only those of this run.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only those of this kind, such as policy.")] = None,
+) -> None:
+    """List the stored artifacts: digest, kind, size, and the runs that have them.
+
+    [bold]Example:[/bold] posttrain artifacts list --kind policy
+    """
+    from flows.cli.artifacts import list_artifacts as command
+
+    _carry_out(lambda: command(run, kind))
+
+
+@artifacts.command("verify")
+def verify_artifacts(
+    digest: Annotated[str | None, typer.Argument(help="The first characters of a digest; all artifacts if left out.")] = None,
+) -> None:
+    """Read every byte again and compare it with its digest. Exit code 1 if something is damaged.
+
+    [bold]Example:[/bold] posttrain artifacts verify 3fa9c1
+    """
+    from flows.cli.artifacts import verify_artifacts as command
+
+    _carry_out(lambda: command(digest))
+
+
+@artifacts.command("gc")
+def collect(
+    keep: Annotated[int | None, typer.Option(min=0, metavar="N", help="Also forget all but the last N runs of each recipe.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+) -> None:
+    """Remove what no run has any more: artifacts, checkpoints, abandoned files. Never anything that a kept run still needs.
+
+    [bold]Example:[/bold] posttrain artifacts gc --keep 3 --dry-run
+    """
+    from flows.cli.artifacts import collect as command
+
+    _carry_out(lambda: command(keep, dry_run))
+
+
+@artifacts.command("path")
+def artifact_path(
+    name: Annotated[str, typer.Argument(help="RUN/LABEL, LABEL of the latest run, or the first characters of a digest.")],
+) -> None:
+    """Print the folder of an artifact, verified, for other programs to read.
+
+    [bold]Example:[/bold] ls $(posttrain artifacts path quickstart/sft)
+    """
+    from flows.cli.artifacts import artifact_path as command
+
+    _carry_out(lambda: command(name))

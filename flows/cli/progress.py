@@ -1,0 +1,149 @@
+"""What is seen while a flow runs: a bar for the stage that runs, a line for each that has ended, Prefect's warnings between them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.text import Text
+
+from flows.cli.terminal import duration, err, plain
+from tasks import process
+from tasks.process import Progress
+
+PLAIN_EVERY_S = 15.0
+# Prefect says three times that a stage failed: once is enough, since the command says it at the end.
+_TOLD_AT_THE_END = ("Encountered exception during execution", "Finished in state")
+MARKS = {"hit": ("=", "green"), "computed": ("+", "bold green"), "resumed": ("+", "bold green"), "failed": ("!", "bold red")}
+
+
+def rates_in_words(rates: Mapping[str, float]) -> str:
+    """{"tokens_per_s": 310.2} -> "310 tokens/s"."""
+    return ", ".join(f"{value:.3g} {name.replace('_per_', '/').replace('_', ' ')}" for name, value in rates.items())
+
+
+class Display:
+    """Shows the progress of stages, as bars in a terminal and as lines elsewhere."""
+
+    def __init__(self, console: Console = err) -> None:
+        self.console = console
+        self._bars = Bars(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rates]}", markup=False, style="cyan"),
+            TimeElapsedColumn(),
+            TextColumn("left", style="dim"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._said: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Display:
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bars.stop()
+
+    def say(self, text: str | Text) -> None:
+        """A line above the bars."""
+        self.console.print(text, soft_wrap=True)
+
+    def show(self, progress: Progress) -> None:
+        """Take in what a stage says. Called from the threads of the stages."""
+        with self._lock:
+            if progress.state in MARKS:
+                self._end(progress)
+            elif self.console.is_terminal:
+                self._draw(progress)
+            else:
+                self._mention(progress)
+
+    def _end(self, progress: Progress) -> None:
+        task = self._tasks.pop(progress.label, None)
+        if task is not None:
+            self._bars.remove_task(task)
+        mark, style = MARKS[progress.state]
+        words = "" if progress.state == "computed" else "computed before" if progress.state == "hit" else progress.state
+        self.say(Text.assemble((f"{mark} ", style), f"{progress.label:<28} {duration(progress.seconds):>12}  ", (words, "dim")))
+
+    def _draw(self, progress: Progress) -> None:
+        waits = progress.state == "waiting"
+        name = f"{progress.label}, waiting" if waits else progress.label
+        total = progress.total or None
+        task = self._tasks.get(progress.label)
+        if task is not None and total is not None and self._bars.tasks[self._bars.task_ids.index(task)].total is None:
+            self._bars.remove_task(task)  # a stage that resumed begins in the middle: its speed is counted from here
+            task = None
+        if task is None:
+            task = self._bars.add_task(name, total=total, completed=progress.done, rates="")
+            self._tasks[progress.label] = task
+        self._bars.update(task, description=name, total=total, completed=progress.done, rates=rates_in_words(progress.rates))
+
+    def _mention(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now - self._said.get(progress.label + progress.state, -PLAIN_EVERY_S) < PLAIN_EVERY_S:
+            return
+        self._said[progress.label + progress.state] = now
+        steps = f" {progress.done}/{progress.total}" if progress.total else ""
+        rates = f", {rates_in_words(progress.rates)}" if progress.rates else ""
+        left = progress.seconds / progress.done * (progress.total - progress.done) if progress.done else None
+        self.say(f"  {progress.label}: {progress.state}{steps}{rates}{f', about {duration(left)} left' if left else ''}")
+
+
+class _Lines(logging.Handler):
+    """Log records as lines of the display. The traceback of a failed stage is in Prefect and, with --verbose, here."""
+
+    def __init__(self, display: Display, verbose: bool) -> None:
+        super().__init__(logging.INFO if verbose else logging.WARNING)
+        self.display = display
+        self.verbose = verbose
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self.verbose and record.getMessage().startswith(_TOLD_AT_THE_END):
+            return
+        text = record.getMessage() if not (self.verbose and record.exc_info) else self.format(record)
+        style = "red" if record.levelno >= logging.ERROR else "yellow" if record.levelno >= logging.WARNING else "dim"
+        self.display.say(Text(plain(text), style=style))
+
+
+@contextmanager
+def showing(verbose: bool) -> Iterator[Display]:
+    """Show the progress of every stage called inside. Prefect's own console output goes through the same display."""
+    display = Display()
+    previous = process.on_progress
+    process.on_progress = display.show
+    handlers = _replace_console_handlers(_Lines(display, verbose))
+    try:
+        with display:
+            yield display
+    finally:
+        process.on_progress = previous
+        for logger, old in handlers:
+            logger.handlers = old
+
+
+def _replace_console_handlers(mine: logging.Handler) -> list[tuple[logging.Logger, list[logging.Handler]]]:
+    """Put our handler where Prefect prints; returns what was there."""
+    from prefect.logging.handlers import PrefectConsoleHandler
+
+    named = [logger for logger in logging.Logger.manager.loggerDict.values() if isinstance(logger, logging.Logger)]
+    replaced = []
+    for logger in (logging.getLogger(), *named):
+        if any(isinstance(handler, PrefectConsoleHandler) for handler in logger.handlers):
+            replaced.append((logger, logger.handlers))
+            logger.handlers = [mine if isinstance(handler, PrefectConsoleHandler) else handler for handler in logger.handlers]
+    return replaced

@@ -1,0 +1,62 @@
+"""What reaches the terminal: results on standard output, everything else on standard error, and no control sequence that is not ours."""
+
+from __future__ import annotations
+
+import re
+import sys
+import unicodedata
+
+from rich.console import Console
+from rich.text import Text
+
+# What terminals act on: CSI (ESC [ ... letter), strings (OSC, DCS, APC, PM, SOS up to BEL or ST), ESC with one more character.
+_SEQUENCE = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
+    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d\x9e\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"
+    r"|\x1b[ -/]*[0-~]?"
+)
+# Characters that reorder the text around them: what is shown would not be what is there.
+_REORDERING = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C}
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def plain(text: str) -> str:
+    """Text of unknown origin without anything that a terminal would act on, but for line ends and tabs."""
+    return "".join(character for character in _SEQUENCE.sub("", text) if _is_shown(character))
+
+
+def _is_shown(character: str) -> bool:
+    if character in "\n\t":
+        return True
+    return unicodedata.category(character) not in ("Cc", "Cs") and ord(character) not in _REORDERING
+
+
+def complain(text: str) -> None:
+    """Say on standard error what went wrong."""
+    err.print(Text.assemble(("posttrain: ", "bold red"), plain(text)), soft_wrap=True)
+
+
+def write(text: str) -> None:
+    """Write plain text at once; what the terminal's encoding lacks becomes a question mark."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(plain(text).encode(encoding, "replace").decode(encoding))
+    sys.stdout.flush()
+
+
+def size(n_bytes: float) -> str:
+    """A number of bytes for people: `1.5 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n_bytes < 1024:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:.1f} TiB"
+
+
+def duration(seconds: float) -> str:
+    """A time for people: `0.4 s`, `12 s`, `3 min 05 s`, `2 h 07 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
