@@ -19,7 +19,7 @@ from data.verifiers import verify
 
 _PEEKED_ROWS = 32  # a column may be left out of some rows
 _ROWS_A_SIGN_OF_LIFE = 256
-_TRIES_A_QUESTION = 50
+_BARREN_TRIES = 2_000  # entries in a row without a new question: the task has no more
 
 
 class Reporter(Protocol):
@@ -145,13 +145,16 @@ def _procedural_pool(
     # Tasks seed entry i with seed + i: neighbouring seeds would share nearly all their entries.
     stream = task_entries(source.name, source.task, seed=int(record_id(seed, number, source.name)[:7], 16))
     pool: list[Candidate] = []
-    for line, entry in enumerate(itertools.islice(stream, _TRIES_A_QUESTION * needed)):
-        if len(pool) == needed:
+    barren = 0
+    for line, entry in enumerate(stream):
+        if len(pool) == needed or barren == _BARREN_TRIES:
             break
         tally.read += 1
         try:
             pool.append(screen.keep(_asked(entry, source, shows), number, tally.name, line))
+            barren = 0
         except BadRow as fault:
+            barren += 1
             # A small task repeats itself thousands of times: counted, not listed.
             tally.set_aside(tally.name, line, fault, listed=fault.reason != "duplicate")
         if tally.read % _ROWS_A_SIGN_OF_LIFE == 0:
