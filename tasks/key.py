@@ -145,8 +145,10 @@ def _with_parents(module: str) -> list[str]:
     return [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
 
 
-def closure(modules: Iterable[str], project: Project = PROJECT) -> Closure:
+def closure(modules: Iterable[str], project: Project = PROJECT, by_name: bool = True) -> Closure:
     """Everything in the project that importing and calling `modules` can reach.
+
+    by_name: also modules that a string names, such as what a stage runs in its own process.
 
     Raises:
         ValueError: a module is not in the project, or a file cannot be parsed.
@@ -172,7 +174,8 @@ def closure(modules: Iterable[str], project: Project = PROJECT) -> Closure:
             sources.update(_named_files(source, path.parent, project))
             libraries.update(top for imported in source.imports if (top := imported.split(".")[0]) not in project.packages and top)
             pending.extend(imported for imported in source.imports if imported.split(".")[0] in project.packages)
-            pending.extend(module for text in source.strings if (module := _named_module(text, project)))
+            if by_name:
+                pending.extend(named for text in source.strings if (named := _named_module(text, project)))
     return Closure(dict(sorted(sources.items())), frozenset(libraries - sys.stdlib_module_names))
 
 

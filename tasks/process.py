@@ -30,12 +30,15 @@ START_TIMEOUT_S = 300.0
 LOG_LINES_A_SECOND = 20.0  # every line is a row in Prefect's database
 TAIL_LINES = 40
 
-# The same in every stage's process: sets iterate alike, one numpy thread (more would have to be forked), deterministic cuBLAS.
+# The same in every stage's process: sets iterate alike, one numpy thread (more would have to be forked), deterministic cuBLAS,
+# and no bars of libraries in the log.
 ZYGOTE_ENVIRONMENT = {
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "PYTHONHASHSEED": "0",
     "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
 }
 
 
@@ -335,7 +338,7 @@ class _Watch:
             lines.append(self.rest)
             self.rest = b""
         for line in lines:
-            self._send(line.decode("utf-8", errors="replace"))
+            self._send(line.rpartition(b"\r")[2].decode("utf-8", errors="replace"))  # of an overwritten line, its last state
         if last and self.unsent:
             self.log(f"({self.unsent} more lines are in {self.log_path})")
 

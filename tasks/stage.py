@@ -246,8 +246,8 @@ class Stage:
         self.project = project
         whole = inspect.signature(function)
         self.signature = whole.replace(parameters=[p for name, p in whole.parameters.items() if name != "context"])
-        # The code that this process has loaded, whatever is edited from now on.
-        self._loaded = closure(self._modules if inline else [function.__module__], project)
+        # The code that this process has loaded, whatever is edited from now on. A process of its own loads what it finds then.
+        self._loaded = closure(self._modules if inline else [function.__module__], project, by_name=False)
         self._tasks: dict[tuple[Path, str], Task[..., Artifact]] = {}
 
     @property

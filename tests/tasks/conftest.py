@@ -30,20 +30,8 @@ def twice(values):
     return [scaled(value) for value in values]
 """,
     "toymodels/unrelated.py": "X = 1\n",
-    "toymodels/work.py": '''
-from __future__ import annotations
-
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
-
+    "toymodels/configs.py": """
 from pydantic import BaseModel, ConfigDict, Field
-
-from models.run import Stopped, write_atomic
 
 
 class NumbersConfig(BaseModel):
@@ -57,12 +45,44 @@ class TrainConfig(BaseModel):
     steps: int = 6
     pause_s: float = Field(0.0, json_schema_extra={"cache": False})
     trouble: str = Field("", json_schema_extra={"cache": False})
+""",
+    "toymodels/log.py": '''
+import os
+from pathlib import Path
 
 
 def note(text):
     """Who really ran: one line an execution, in a file that all processes share."""
     with Path(os.environ["POSTTRAIN_TOY_LOG"]).open("a") as file:
         file.write(f"{text}\\n")
+''',
+    "toymodels/report.py": """
+import json
+
+from toymodels.configs import NumbersConfig
+from toymodels.log import note
+
+
+def summary(config: NumbersConfig, *, models: dict, run) -> dict:
+    note("summary")
+    sums = {name: json.loads((path / "model.json").read_text())["sum"] for name, path in models.items()}
+    (run.out / "report.json").write_text(json.dumps(sums))
+    return sums
+""",
+    "toymodels/work.py": """
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from models.run import Stopped, write_atomic
+from toymodels.configs import NumbersConfig, TrainConfig
+from toymodels.log import note
 
 
 def numbers(config: NumbersConfig, *, seed: int, run) -> dict:
@@ -120,14 +140,7 @@ def trouble(config, run):
 
 def nothing(config: NumbersConfig, *, seed: int, run) -> None:
     note("nothing")
-
-
-def summary(config: NumbersConfig, *, models: dict, run) -> dict:
-    note("summary")
-    sums = {name: json.loads((path / "model.json").read_text())["sum"] for name, path in models.items()}
-    (run.out / "report.json").write_text(json.dumps(sums))
-    return sums
-''',
+""",
     "toytasks/__init__.py": "",
     "toytasks/stages.py": '''
 from pathlib import Path
@@ -135,7 +148,7 @@ from pathlib import Path
 from tasks.key import Project
 from tasks.stage import StageContext, stage
 from tasks.store import Artifact
-from toymodels.work import NumbersConfig, TrainConfig
+from toymodels.configs import NumbersConfig, TrainConfig
 
 PROJECT = Project(Path(__file__).resolve().parents[1], ("toymodels", "toytasks"), ("toymodels",))
 FAST = {"project": PROJECT, "retry_delays_s": [0.0, 0.0]}
@@ -157,7 +170,7 @@ def nothing(config: NumbersConfig, *, seed: int, context: StageContext) -> Artif
     return context.run(config, seed)
 
 
-@stage(kind="report", runs="toymodels.work:summary", inline=True, **FAST)
+@stage(kind="report", runs="toymodels.report:summary", inline=True, **FAST)
 def summary(config: NumbersConfig, models: dict[str, Artifact], *, context: StageContext) -> Artifact:
     return context.run(config, models=models)
 ''',
@@ -166,7 +179,7 @@ import sys
 
 from prefect import flow
 
-from toymodels.work import NumbersConfig, TrainConfig
+from toymodels.configs import NumbersConfig, TrainConfig
 from toytasks import stages
 
 

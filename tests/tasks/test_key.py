@@ -38,7 +38,7 @@ def document(toy: Any, config: BaseModel | None = None, **changes: Any) -> dict[
 
 def test_closure_follows_imports_inside_functions_and_not_what_is_unrelated(toy) -> None:
     sources = document(toy)["sources"]
-    assert set(sources) == {f"toymodels/{name}.py" for name in ("__init__", "far", "near", "work")} | {
+    assert set(sources) == {f"toymodels/{name}.py" for name in ("__init__", "configs", "far", "log", "near", "report", "work")} | {
         f"toytasks/{name}.py" for name in ("__init__", "stages")
     }
 
