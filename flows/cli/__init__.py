@@ -26,12 +26,12 @@ app = typer.Typer(
     help="Post-train a language model end to end: every stage cached, resumable and tracked.\n\n"
     "[bold]Example:[/bold] posttrain run quickstart",
 )
-artifacts = typer.Typer(
+artifacts_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     help="What runs have made: list, verify, remove.\n\n[bold]Example:[/bold] posttrain artifacts list --run quickstart",
 )
-app.add_typer(artifacts, name="artifacts")
+app.add_typer(artifacts_app, name="artifacts")
 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what the stages log, and the traceback of an error.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run (quickstart-3), a recipe (its latest run) or 'latest'.")]
@@ -62,8 +62,8 @@ def _carry_out(command: Callable[[], int], verbose: bool = False) -> None:
     raise typer.Exit(code)
 
 
-@app.command()
-def run(
+@app.command("run")
+def run_command(
     recipe: Annotated[str, typer.Argument(help="A recipe of `posttrain recipes`, or the path of a YAML file.")],
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Replace one value of the config; may be given several times.")
@@ -76,24 +76,24 @@ def run(
 
     [bold]Example:[/bold] posttrain run quickstart --set dpo.beta=0.2
     """
-    from flows.cli.run import run as command
+    from flows.cli.run import run
 
-    _carry_out(lambda: command(recipe, settings or [], seed=seed, dry_run=dry_run, verbose=verbose), verbose)
+    _carry_out(lambda: run(recipe, settings or [], seed=seed, dry_run=dry_run, verbose=verbose), verbose)
 
 
-@app.command()
-def explain(name: RunName = "latest") -> None:
+@app.command("explain")
+def explain_command(name: RunName = "latest") -> None:
     """Say for each stage of a run whether it was computed, and which part of its key had changed.
 
     [bold]Example:[/bold] posttrain explain quickstart-2
     """
-    from flows.cli.explain import explain as command
+    from flows.cli.explain import explain
 
-    _carry_out(lambda: command(name))
+    _carry_out(lambda: explain(name))
 
 
-@app.command()
-def recipes(
+@app.command("recipes")
+def recipes_command(
     recipe: Annotated[str | None, typer.Argument(help="Show every field of this recipe's config.")] = None,
 ) -> None:
     """List the recipes; with a name, every field that --set can replace, its value and its meaning.
@@ -105,8 +105,8 @@ def recipes(
     _carry_out(lambda: show_recipe(recipe) if recipe else show_recipes())
 
 
-@app.command()
-def ui(
+@app.command("ui")
+def ui_command(
     prefect_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the Prefect server; another one if it is taken.")] = 4200,
     mlflow_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the MLflow server; another one if it is taken.")] = 5000,
 ) -> None:
@@ -114,13 +114,13 @@ def ui(
 
     [bold]Example:[/bold] posttrain ui --mlflow-port 5001
     """
-    from flows.cli.ui import ui as command
+    from flows.cli.ui import ui
 
-    _carry_out(lambda: command(prefect_port, mlflow_port))
+    _carry_out(lambda: ui(prefect_port, mlflow_port))
 
 
-@app.command()
-def chat(
+@app.command("chat")
+def chat_command(
     policy: Annotated[str, typer.Argument(help="A policy of the latest run (sft), of any run (quickstart-3/dpo), a digest or a folder.")],
     temperature: Annotated[float, typer.Option(min=0, max=10, help="0 always takes the most likely token.")] = 0.7,
     top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Sample among the tokens that hold this share of the mass.")] = 0.95,
@@ -132,14 +132,13 @@ def chat(
 
     [bold]Example:[/bold] posttrain chat quickstart/grpo --temperature 0
     """
-    from flows.cli.chat import ChatSettings
-    from flows.cli.chat import chat as command
+    from flows.cli.chat import ChatSettings, chat
 
-    _carry_out(lambda: command(policy, ChatSettings(temperature, top_p, max_tokens, system, seed)))
+    _carry_out(lambda: chat(policy, ChatSettings(temperature, top_p, max_tokens, system, seed)))
 
 
-@artifacts.command("list")
-def list_artifacts(
+@artifacts_app.command("list")
+def list_command(
     run: Annotated[str | None, typer.Option(metavar="RUN", help="Only those of this run.")] = None,
     kind: Annotated[str | None, typer.Option(help="Only those of this kind, such as policy.")] = None,
 ) -> None:
@@ -147,26 +146,26 @@ def list_artifacts(
 
     [bold]Example:[/bold] posttrain artifacts list --kind policy
     """
-    from flows.cli.artifacts import list_artifacts as command
+    from flows.cli.artifacts import list_artifacts
 
-    _carry_out(lambda: command(run, kind))
+    _carry_out(lambda: list_artifacts(run, kind))
 
 
-@artifacts.command("verify")
-def verify_artifacts(
+@artifacts_app.command("verify")
+def verify_command(
     digest: Annotated[str | None, typer.Argument(help="The first characters of a digest; all artifacts if left out.")] = None,
 ) -> None:
     """Read every byte again and compare it with its digest. Exit code 1 if something is damaged.
 
     [bold]Example:[/bold] posttrain artifacts verify 3fa9c1
     """
-    from flows.cli.artifacts import verify_artifacts as command
+    from flows.cli.artifacts import verify_artifacts
 
-    _carry_out(lambda: command(digest))
+    _carry_out(lambda: verify_artifacts(digest))
 
 
-@artifacts.command("gc")
-def collect(
+@artifacts_app.command("gc")
+def gc_command(
     keep: Annotated[int | None, typer.Option(min=0, metavar="N", help="Also forget all but the last N runs of each recipe.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
 ) -> None:
@@ -174,19 +173,19 @@ def collect(
 
     [bold]Example:[/bold] posttrain artifacts gc --keep 3 --dry-run
     """
-    from flows.cli.artifacts import collect as command
+    from flows.cli.artifacts import collect
 
-    _carry_out(lambda: command(keep, dry_run))
+    _carry_out(lambda: collect(keep, dry_run))
 
 
-@artifacts.command("path")
-def artifact_path(
+@artifacts_app.command("path")
+def path_command(
     name: Annotated[str, typer.Argument(help="RUN/LABEL, LABEL of the latest run, or the first characters of a digest.")],
 ) -> None:
     """Print the folder of an artifact, verified, for other programs to read.
 
     [bold]Example:[/bold] ls $(posttrain artifacts path quickstart/sft)
     """
-    from flows.cli.artifacts import artifact_path as command
+    from flows.cli.artifacts import artifact_path
 
-    _carry_out(lambda: command(name))
+    _carry_out(lambda: artifact_path(name))

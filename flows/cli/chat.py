@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flows.cli.policies import resolve
-from flows.cli.terminal import complain, err, out, write
+from flows.cli.terminal import complain, err, out, plain, write
 from tasks import registry
 from tasks.store import ArtifactInvalid
 
@@ -82,11 +82,13 @@ class Speaker:
 
     def __init__(self, folder: Path, settings: ChatSettings) -> None:
         import torch
+        from transformers.utils.logging import disable_progress_bar
 
         from data.templates import load_tokenizer
         from models.loading import load_policy
         from models.rendering import eos_ids
 
+        disable_progress_bar()
         self.settings = settings
         self.tokenizer = load_tokenizer(folder)
         self.model: Any = load_policy(folder, "cuda" if torch.cuda.is_available() else "cpu")
@@ -141,17 +143,19 @@ class Speaker:
 
 
 class _Answer:
-    """Turns tokens into text as they come. A character of several tokens is said when its last one is there."""
+    """Turns tokens into text as they come, without what a terminal would act on. A character is said when its last token is there."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]) -> None:
         self.tokenizer = tokenizer
         self.say = say
         self.tokens: list[int] = []
         self.said = ""
+        self._shown = ""
 
     def hear(self, tokens: list[int]) -> None:
         self.tokens += tokens
-        whole = str(self.tokenizer.decode(self.tokens, skip_special_tokens=True)).removesuffix(_UNFINISHED)
-        if len(whole) > len(self.said) and whole.startswith(self.said):
-            piece, self.said = whole[len(self.said) :], whole
+        self.said = str(self.tokenizer.decode(self.tokens, skip_special_tokens=True)).removesuffix(_UNFINISHED)
+        shown = plain(self.said)
+        if len(shown) > len(self._shown) and shown.startswith(self._shown):
+            piece, self._shown = shown[len(self._shown) :], shown
             self.say(piece)

@@ -107,18 +107,25 @@ class Server:
             return f"Its log, {self.log}, ends with:\n" + "\n".join(f"    {line}" for line in lines)
         return f"Its log: {self.log}"
 
-    def stop(self) -> None:
-        """Stop it and every process of its group: politely, after ten seconds not."""
+    def ask_to_stop(self) -> None:
+        """SIGTERM to every process of its group; once, since a second one makes some servers drop their work."""
+        self._signal(signal.SIGTERM)
+
+    def wait_for_end(self, patience_s: float = STOP_S) -> None:
+        """Wait until every process of its group has ended, and kill those that have not in time."""
         if self._process is None:
             return
-        for sign, patience_s in ((signal.SIGTERM, STOP_S), (signal.SIGKILL, STOP_S)):
-            if not _group_exists(self._process.pid):
-                break
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, sign)
-            _wait_for_group(self._process, patience_s)
+        _wait_for_group(self._process, patience_s)
+        if _group_exists(self._process.pid):
+            self._signal(signal.SIGKILL)
+            _wait_for_group(self._process, 1.0)
         self._process.wait()
         self._process = None
+
+    def _signal(self, sign: int) -> None:
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, sign)
 
 
 def _group_exists(group: int) -> bool:
@@ -147,6 +154,8 @@ def stopping(servers: Sequence[Server]) -> Iterator[None]:
         previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             for server in servers:
-                server.stop()
+                server.ask_to_stop()
+            for server in servers:
+                server.wait_for_end()
         finally:
             signal.signal(signal.SIGINT, previous)

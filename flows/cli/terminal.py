@@ -9,10 +9,11 @@ import unicodedata
 from rich.console import Console
 from rich.text import Text
 
+# A sequence that is not complete yet ends with the text: of a text that grows, only its end is ever hidden for a while.
 # What terminals act on: CSI (ESC [ ... letter), strings (OSC, DCS, APC, PM, SOS up to BEL or ST), ESC with one more character.
 _SEQUENCE = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
-    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d\x9e\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*(?:[@-~]|$)"
+    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d\x9e\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)?"
     r"|\x1b[ -/]*[0-~]?"
 )
 # Characters that reorder the text around them: what is shown would not be what is there.

@@ -133,7 +133,7 @@ def mlflow_server(port: int, store_uri: str) -> Server:
         url=url,
         health=f"{url}/health",
         log=home() / "logs" / "ui-mlflow.log",
-        environment={},
+        environment={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # workers for hosted judges: seconds of start-up, and not ours
     )
 
 
