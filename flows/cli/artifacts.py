@@ -15,7 +15,7 @@ from tasks import registry
 from tasks.registry import InUse, RunRecord, alone
 from tasks.store import Artifact, ArtifactInvalid, Store
 
-_FILES_OF_A_KEY = ("history/*.jsonl", "keydocs/*.json", "logs/*-*.log", "records/keys/*")  # each is called <stage key>.<something>
+_FILES_OF_A_KEY = ("history/*.jsonl", "keydocs/*.json", "logs/*-*.log", "records/*/*")  # each is called <stage key>.<something>
 
 
 def list_artifacts(run: str | None, kind: str | None) -> int:

@@ -20,13 +20,17 @@ from tasks.process import Progress
 
 PLAIN_EVERY_S = 15.0
 # Prefect says three times that a stage failed: once is enough, since the command says it at the end.
-_TOLD_AT_THE_END = ("Encountered exception during execution", "Finished in state")
+_TOLD_AT_THE_END = ("Encountered exception during execution", "Finished in state", "Crash detected!")
 MARKS = {"hit": ("=", "green"), "computed": ("+", "bold green"), "resumed": ("+", "bold green"), "failed": ("!", "bold red")}
 
 
 def rates_in_words(rates: Mapping[str, float]) -> str:
     """{"tokens_per_s": 310.2} -> "310 tokens/s"."""
-    return ", ".join(f"{value:.3g} {name.replace('_per_', '/').replace('_', ' ')}" for name, value in rates.items())
+    return ", ".join(f"{_short(value)} {name.replace('_per_', '/').replace('_', ' ')}" for name, value in rates.items())
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 class Display:
@@ -45,6 +49,7 @@ class Display:
             TimeRemainingColumn(),
             console=console,
             transient=True,
+            refresh_per_second=4,  # drawing takes time from the training beside it
             disable=not console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}

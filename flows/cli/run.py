@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from tasks.registry import RunRecord
 
 FAILED = 1
+INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
+CONTINUE = "The same command goes on from here: finished stages are kept, an unfinished one resumes."
 
 
 def run(name: str, settings: Sequence[str], *, seed: int | None, dry_run: bool, verbose: bool) -> int:
@@ -64,6 +66,9 @@ def _execute(recipe: Recipe, flow: Flow[..., Any], config: BaseModel, verbose: b
         with registry.recording(recipe.name, config, getattr(config, "seed", None)) as live, showing(verbose) as display:
             display.say(f"Run {live.name}: {recipe.description or recipe.flow}")
             flow.with_options(flow_run_name=live.name)(config)
+    except (KeyboardInterrupt, SystemExit) as signalled:
+        complain(f"{live.name if live else recipe.name} was stopped. {CONTINUE}")
+        return INTERRUPTED if isinstance(signalled, KeyboardInterrupt) else TERMINATED
     except Exception as error:
         if live is None:
             raise
@@ -86,7 +91,7 @@ def _say_failure(record: RunRecord, error: Exception, verbose: bool) -> int:
         log = store().root / "logs" / f"{stage.key}.log"
         if stage.outcome == "failed" and log.exists():
             err.print(f"The log of {label}: {log}", soft_wrap=True, markup=False)
-    err.print("The same command goes on from here: finished stages are kept, an unfinished one resumes.", soft_wrap=True)
+    err.print(CONTINUE, soft_wrap=True)
     return FAILED
 
 

@@ -129,6 +129,7 @@ def test_gc_removes_what_no_run_has_and_nothing_else(cli, home):
         (store.root / "checkpoints" / key / "state").write_text("x" * 1024)
         (store.root / "history" / f"{key}.jsonl").write_text("{}")
         (store.root / "records" / "keys" / key).write_text("{}")
+        (store.root / "records" / "results" / key).write_text("{}")
     (store.root / "staging" / "abandoned").mkdir()
 
     planned = cli("artifacts", "gc", "--dry-run")
@@ -137,7 +138,8 @@ def test_gc_removes_what_no_run_has_and_nothing_else(cli, home):
     assert [artifact.digest for artifact in store.list()] == [kept.digest]
     assert sorted(path.name for path in (store.root / "checkpoints").iterdir()) == ["dpo-1"]
     assert sorted(path.stem for path in (store.root / "history").iterdir()) == ["dpo-1", "sft-1"]
-    assert sorted(path.name for path in (store.root / "records" / "keys").iterdir()) == ["dpo-1", "sft-1"]
+    for folder in ("keys", "results"):
+        assert sorted(path.name for path in (store.root / "records" / folder).iterdir()) == ["dpo-1", "sft-1"]
     assert list((store.root / "staging").iterdir()) == []
 
 

@@ -153,6 +153,7 @@ def test_a_stopped_run_saves_and_returns_the_code_of_its_signal(mini, ui, sign, 
     os.killpg(process.pid, sign) if sign == signal.SIGINT else process.send_signal(sign)
     out, err = process.communicate(timeout=60)
     assert process.returncode == code, out + err
+    assert f"{name} was stopped. The same command goes on from here" in err and "Traceback" not in err
     assert record(mini.home, name)["status"] == "stopped"
     assert record(mini.home, name)["stages"]["train"]["outcome"] == "failed"
 

@@ -61,7 +61,7 @@ def test_durations(seconds, text):
 
 
 def test_rates_have_their_unit():
-    assert rates_in_words({"tokens_per_s": 310.2, "reward": 0.5}) == "310 tokens/s, 0.5 reward"
+    assert rates_in_words({"tokens_per_s": 1310.2, "reward": 0.5}) == "1310 tokens/s, 0.5 reward"
 
 
 def display(terminal: bool) -> tuple[Display, io.StringIO]:
