@@ -265,7 +265,7 @@ class MlflowStore:
             self._log(run.info.run_id, tags=tags)
         run_id = self.run_ids[record.ref] = run.info.run_id
         self._log(run_id, params={name: value for name, value in record.params.items() if name not in run.data.params})
-        self._add_inputs(run, record.inputs)
+        self._add_inputs(run_id, record.inputs)
         self._tell_opened(record.ref, run_id)
 
     def _tell_opened(self, ref: str, run_id: str) -> None:
@@ -366,15 +366,13 @@ class MlflowStore:
 
     # Data and models: referred to, never copied
 
-    def _add_inputs(self, run: Run, inputs: list[Reference]) -> None:
+    def _add_inputs(self, run_id: str, inputs: list[Reference]) -> None:
         from mlflow.entities import LoggedModelInput
 
         datasets = [_dataset_input(part) for part in inputs if not is_model(part.kind)]
-        known = {part.model_id for part in run.inputs.model_inputs} if run.inputs else set()
-        wanted = {self._model_id(part, source_run_id=None) for part in inputs if is_model(part.kind)}
-        models = [LoggedModelInput(model_id=model_id) for model_id in sorted(wanted - known)]
+        models = [LoggedModelInput(model_id=self._model_id(part, source_run_id=None)) for part in inputs if is_model(part.kind)]
         if datasets or models:
-            self._client().log_inputs(run.info.run_id, datasets=datasets, models=models)
+            self._client().log_inputs(run_id, datasets=datasets, models=models)
 
     def _add_output(self, run_id: str, output: Reference) -> None:
         from mlflow.entities import LoggedModelOutput

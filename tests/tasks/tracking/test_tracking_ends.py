@@ -15,7 +15,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 
 from tasks import tracked, tracking
 
@@ -166,6 +166,19 @@ def test_an_answer_that_the_database_is_busy_is_tried_again(mlflow, tmp_path, mo
     with tracking.pipeline("rlhf", {}):
         mlflow.compute("sft", tmp_path / "journal.jsonl")
     assert mlflow.history(mlflow.run("sft")) == mlflow.whole(range(1, 30))
+
+
+def test_what_mlflow_refuses_for_good_is_not_tried_again(mlflow, tmp_path, monkeypatch):
+    tries = []
+
+    def refuse(self, run_id, *args, **kwargs):
+        tries.append(run_id)
+        raise MlflowException("no such thing", error_code=INVALID_PARAMETER_VALUE)
+
+    monkeypatch.setattr(MlflowClient, "log_inputs", refuse)
+    with tracking.pipeline("rlhf", {}):
+        mlflow.compute("sft", tmp_path / "none")
+    assert len(tries) == 1
 
 
 def test_a_record_that_breaks_the_server_does_not_block_the_others(mlflow, tmp_path, monkeypatch, caplog):

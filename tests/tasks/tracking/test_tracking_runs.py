@@ -179,6 +179,18 @@ def test_a_retry_goes_on_in_the_same_run_without_points_twice(mlflow, tmp_path):
     assert len(sft.inputs.model_inputs) == len(sft.outputs.model_outputs) == len(sft.inputs.dataset_inputs) == 1
 
 
+def test_a_retry_with_another_setting_that_changes_no_result_goes_on(mlflow, tmp_path):
+    """Such a setting is not in the key; MLflow never changes a param, so the first value stays."""
+    mlflow.write(tmp_path / "journal.jsonl", range(1, 5))
+    with tracking.pipeline("rlhf", {}):
+        tracking.open_stage("sft", "sft", "k1", {"log_every": 1}, {}).fail(RuntimeError("lost process"))
+        stage = tracking.open_stage("sft", "sft", "k1", {"log_every": 5, "threads": 2}, mlflow.inputs)
+        stage.finish(mlflow.policy, "computed", journal=tmp_path / "journal.jsonl")
+    sft = mlflow.run("sft")
+    assert sft.data.params == {"log_every": "1", "threads": "2"}
+    assert len(sft.inputs.dataset_inputs) == 1 and mlflow.history(sft) == mlflow.whole(range(1, 5))
+
+
 def test_points_already_sent_are_not_sent_again_by_another_process(mlflow, tmp_path, monkeypatch):
     """The same Prefect flow run, retried in a new process: nothing is known but what MLflow has."""
     flow_run = SimpleNamespace(id="f-1", name="brave-owl", deployment_id=None, run_count=1)
