@@ -51,9 +51,9 @@ def gae(reward_CT: Tensor, value_CT: Tensor, mask_CT: Tensor, *, discount: float
 def whiten(values_CT: Tensor, mask_CT: Tensor) -> Tensor:
     """Shift and scale to mean 0 and standard deviation 1 over the mask; all equal values become 0."""
     chosen = values_CT[mask_CT]
-    deviation = chosen.std(correction=0)
-    scaled_CT = (values_CT - chosen.mean()) / (deviation + 1e-8)
-    return torch.where(mask_CT & (deviation > 0), scaled_CT, 0.0)
+    flat = (chosen == chosen[:1]).all()  # not a deviation of 0: the mean of equal floats can miss them by a rounding
+    scaled_CT = (values_CT - chosen.mean()) / (chosen.std(correction=0) + 1e-8)
+    return torch.where(mask_CT & ~flat, scaled_CT, 0.0)
 
 
 def group_advantages(reward_PG: Tensor) -> tuple[Tensor, Tensor]:

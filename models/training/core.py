@@ -99,11 +99,11 @@ def _one_update(run: Run, algorithm: Algorithm, trainees: dict[str, Trainee], lo
     norms = {name: trainee.grad_norm() for name, trainee in trainees.items()}
     metrics = merge(parts)
     healthy = bool(batches) and all(math.isfinite(x) for x in (*norms.values(), metrics.get("train/loss", 0.0)))
-    share = _apply(trainees, norms, loop, updates) if healthy else _skip(run, trainees, loop, metrics, norms, bool(batches))
+    shares = _apply(trainees, norms, loop, updates) if healthy else _skip(run, trainees, loop, metrics, norms, bool(batches))
     for name, trainee in trainees.items():
         if math.isfinite(norms[name]):
             metrics[f"{trainee.metric_group}/grad_norm"] = norms[name]
-        metrics[f"{trainee.metric_group}/learning_rate"] = trainee.config.learning_rate * share
+        metrics[f"{trainee.metric_group}/learning_rate"] = trainee.config.learning_rate * shares.get(name, 0.0)
     metrics["train/skipped_updates"] = loop.skipped
     metrics |= algorithm.extra_metrics(loop.update)
     seconds = time.monotonic() - began
@@ -115,21 +115,21 @@ def _one_update(run: Run, algorithm: Algorithm, trainees: dict[str, Trainee], lo
     return {name: value for name, value in metrics.items() if math.isfinite(value)} | timing
 
 
-def _apply(trainees: dict[str, Trainee], norms: dict[str, float], loop: Loop, updates: int) -> float:
+def _apply(trainees: dict[str, Trainee], norms: dict[str, float], loop: Loop, updates: int) -> dict[str, float]:
     shares = {name: rate_share(loop.update, updates, trainee.config) for name, trainee in trainees.items()}
     for name, trainee in trainees.items():
         trainee.step(norms[name], shares[name])
     loop.skipped_in_a_row = 0
-    return next(iter(shares.values()))
+    return shares
 
 
 def _skip(
     run: Run, trainees: dict[str, Trainee], loop: Loop, metrics: dict[str, float], norms: dict[str, float], had_batches: bool
-) -> float:
+) -> dict[str, float]:
     for trainee in trainees.values():
         trainee.discard()
     if not had_batches:
-        return 0.0
+        return {}
     loop.skipped += 1
     loop.skipped_in_a_row += 1
     seen = {
@@ -141,7 +141,7 @@ def _skip(
             f"{MAX_SKIPPED_IN_A_ROW} updates in a row were not finite, the last is update {loop.update + 1} ({seen}): "
             "lower optim.learning_rate, or use dtype float32 for the base model"
         )
-    return 0.0
+    return {}
 
 
 def _save(run: Run, algorithm: Algorithm, trainees: dict[str, Trainee], loop: Loop) -> None:

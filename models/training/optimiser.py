@@ -86,7 +86,8 @@ class Trainee:
         """Put a checkpoint back, bit for bit."""
         for name, m in self.masters.items():
             m.copy_(tensors[f"master/{name}"])
-            moments = {key: tensors[f"{key}/{name}"].clone() for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}/{name}" in tensors}
+            found = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}/{name}" in tensors]
+            moments = {key: tensors[f"{key}/{name}"].to(m.device, copy=True) for key in found}
             if moments:
                 self.adam.state[m] = moments
         self._publish()

@@ -40,9 +40,11 @@ def train(config: RejectionSamplingConfig, *, policy: Path, preferences: Path, r
         raise ValueError(f"no completion of {len(groups)} prompts reaches min_score {config.min_score}: lower it, or sample more")
     kept = torch.tensor([scores[p][g] for p, g in chosen])
     everything = torch.tensor([s for row in scores for s in row])
-    run.report({"rejection_sampling/kept_score": float(kept.mean()), "rejection_sampling/all_score": float(everything.mean())}, 0)
     best = [Group(groups[p].prompt, [groups[p].completions[g]]) for p, g in chosen]
-    return imitate(config, policy, best, seed, run) | {"kept": len(chosen), "sampled": len(everything)}
+    meta = imitate(config, policy, best, seed, run)
+    # Not before: a report ahead of the loop would start the journal anew, and a resumed attempt would lose its history.
+    run.report({"rejection_sampling/kept_score": float(kept.mean()), "rejection_sampling/all_score": float(everything.mean())}, 0)
+    return meta | {"kept": len(chosen), "sampled": len(everything)}
 
 
 def select(scores_PG: Sequence[Sequence[float]], rule: str, keep: int, min_score: float) -> list[Chosen]:
