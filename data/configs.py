@@ -47,6 +47,9 @@ class SourceConfig(BaseModel):
         "'Answer:', else the whole text), or the last number in it.",
     )
     instruction: str = Field(default="", description="Text added on a line of its own after each prompt's last user turn.")
+    prompt: str = Field(
+        "{question}", description="Prompt of a reasoning-gym task: {question}, or fields of the task's metadata, such as {expression} =."
+    )
     demonstration: str = Field(
         default="{answer}", description="What a demonstration of a reasoning-gym task says; {answer} is the task's answer."
     )
@@ -56,6 +59,8 @@ class SourceConfig(BaseModel):
     def _consistent(self) -> "SourceConfig":
         if "{answer}" not in self.demonstration:
             raise ValueError(f"demonstration={self.demonstration!r} must contain {{answer}}")
+        if self.prompt != "{question}" and self.kind != "reasoning_gym":
+            raise ValueError(f"prompt={self.prompt!r} is for kind='reasoning_gym'; {self.kind!r} sources take columns and instruction")
         if self.verifier == "reasoning_gym" and self.kind != "reasoning_gym":
             raise ValueError(f"verifier='reasoning_gym' needs kind='reasoning_gym', not {self.kind!r}: use math, number or exact")
         if self.task and self.kind != "reasoning_gym":

@@ -177,11 +177,21 @@ def _asked(entry: Mapping[str, Any], source: SourceConfig, shows: bool) -> Examp
     completion = None if answer is None else source.demonstration.replace("{answer}", str(answer))
     metadata = {"task": source.name, "question": entry["question"], "metadata": freeze(entry["metadata"])}
     return Example(
-        (Message("user", entry["question"]),),
+        (Message("user", _prompt_text(entry, source)),),
         completion=completion,
         answer=None if answer is None else str(answer),
         metadata=metadata if source.verifier_name == "reasoning_gym" else {},
     )
+
+
+def _prompt_text(entry: Mapping[str, Any], source: SourceConfig) -> str:
+    """The task's question in the source's own words."""
+    fields = {name: value for name, value in entry["metadata"].items() if isinstance(value, str | int | float)}
+    try:
+        return source.prompt.format(question=entry["question"], **fields)
+    except (KeyError, IndexError, ValueError) as error:
+        named = ", ".join(sorted({"question", *fields}))
+        raise ValueError(f"prompt={source.prompt!r} of {source.name} cannot be filled in ({error!r}); it may name {named}") from error
 
 
 def _check_demonstrations(source: SourceConfig, pool: Sequence[Candidate]) -> None:

@@ -32,7 +32,12 @@ def evaluate(
 
     KL to the reference is the mean over sampled completions of log pi(y|x) - log pi_ref(y|x), nats, exact in expectation at temperature 1.
     Prompts and sampling noise are the same for every policy of a seed.
+
+    Raises:
+        ValueError: the judge is the reward model and there is none, or it is the verifier and a prompt names none.
     """
+    if config.judge == "reward_model" and reward is None:
+        raise ValueError("evaluate.judge is reward_model, but the flow gives evaluate no reward model: use judge verifier")
     prompts = read_table(data / "test_prompts.parquet", Prompt)
     prompts = prompts[: config.prompts] if config.prompts else prompts
     evaluator = Evaluator(config, policy, seed, run)
@@ -74,39 +79,37 @@ class Evaluator:
 
     def _judged(self, prompt: Prompt, completion: Completion) -> dict[str, Any]:
         text = self.tokenizer.decode(completion.tokens, skip_special_tokens=True)
+        answer = {"text": text, "tokens": completion.tokens, "finished": completion.finished}
+        if self.config.judge == "reward_model":
+            return answer
         verdict = verify(prompt, text)
-        return {
-            "text": text,
-            "tokens": completion.tokens,
-            "score": verdict.score,
-            "correct": verdict.correct,
-            "finished": completion.finished,
-            "failed": verdict.error is not None,
-        }
+        return answer | {"score": verdict.score, "correct": verdict.correct, "failed": verdict.error is not None}
 
     def measure(self, rows: list[dict[str, Any]], reference: Path, reward: Path | None) -> list[dict[str, Any]]:
-        """Add reward and KL to every sampled answer; drop the token ids."""
+        """Add reward and KL to the answers; drop the token ids."""
         groups = [Group(row["prompt"], [c["tokens"] for c in row["sampled"]]) for row in rows]
         tokens = self.config.micro_batch_tokens
-        logp_C = sequence_logps(self.model, groups, tokens).tolist()
+        logps = iter(sequence_logps(self.model, groups, tokens).tolist())
         del self.model
-        ref_logp_C = sequence_logps(load_policy(reference, self.run.device), groups, tokens).tolist()
-        rewards = score_groups(load_scalar(reward, self.run.device), groups, tokens) if reward is not None else None
-        samples = self.config.samples_per_prompt
-        return [
-            {
-                "id": row["id"],
-                "prompt": self.tokenizer.decode(row["prompt"]),
-                "sampled": [
-                    _without_tokens(c)
-                    | {"kl_nats": logp_C[p * samples + g] - ref_logp_C[p * samples + g]}
-                    | ({"reward": rewards[p][g]} if rewards else {})
-                    for g, c in enumerate(row["sampled"])
-                ],
-            }
-            | ({"greedy": _without_tokens(row["greedy"])} if "greedy" in row else {})
-            for p, row in enumerate(rows)
-        ]
+        ref_logps = iter(sequence_logps(load_policy(reference, self.run.device), groups, tokens).tolist())
+        for answer in (c for row in rows for c in row["sampled"]):
+            answer["kl_nats"] = next(logps) - next(ref_logps)
+        if reward is not None:
+            self._add_rewards(rows, reward)
+        return [self._readable(row) for row in rows]
+
+    def _add_rewards(self, rows: list[dict[str, Any]], reward: Path) -> None:
+        answers = [row["sampled"] + ([row["greedy"]] if "greedy" in row else []) for row in rows]
+        groups = [Group(row["prompt"], [c["tokens"] for c in own]) for row, own in zip(rows, answers, strict=True)]
+        scores = score_groups(load_scalar(reward, self.run.device), groups, self.config.micro_batch_tokens)
+        for answer, score in zip((c for own in answers for c in own), (s for row in scores for s in row), strict=True):
+            answer["reward"] = score
+            if self.config.judge == "reward_model":
+                answer["score"] = score
+
+    def _readable(self, row: dict[str, Any]) -> dict[str, Any]:
+        readable = row | {"prompt": self.tokenizer.decode(row["prompt"]), "sampled": [_without_tokens(c) for c in row["sampled"]]}
+        return readable | ({"greedy": _without_tokens(row["greedy"])} if "greedy" in row else {})
 
     def _stop_if_asked(self) -> None:
         if self.run.stopping:
@@ -118,23 +121,18 @@ def _without_tokens(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Means over prompts; distinct = different texts among all sampled answers, as a share."""
+    """Means over sampled answers; distinct = different texts among them, as a share. What was not judged is left out."""
     sampled = [c for row in rows for c in row["sampled"]]
-
-    def mean(values: Sequence[float]) -> float:
-        return sum(values) / len(values)
-
-    summary = {
-        "eval/accuracy": mean([c["correct"] for c in sampled]),
-        "eval/score": mean([c["score"] for c in sampled]),
-        "eval/kl_nats": mean([c["kl_nats"] for c in sampled]),
-        "eval/completion_tokens": mean([c["n_tokens"] for c in sampled]),
-        "eval/finished": mean([c["finished"] for c in sampled]),
-        "eval/distinct": len({c["text"] for c in sampled}) / len(sampled),
-        "eval/verifier_failures": float(sum(c["failed"] for c in sampled)),
+    greedy = [row["greedy"] for row in rows if "greedy" in row]
+    columns = {
+        "eval/accuracy": (sampled, "correct"),
+        "eval/accuracy_greedy": (greedy, "correct"),
+        "eval/score": (sampled, "score"),
+        "eval/reward": (sampled, "reward"),
+        "eval/kl_nats": (sampled, "kl_nats"),
+        "eval/completion_tokens": (sampled, "n_tokens"),
+        "eval/finished": (sampled, "finished"),
+        "eval/verifier_failures": (sampled, "failed"),
     }
-    if all("greedy" in row for row in rows):
-        summary["eval/accuracy_greedy"] = mean([row["greedy"]["correct"] for row in rows])
-    if all("reward" in c for c in sampled):
-        summary["eval/reward"] = mean([c["reward"] for c in sampled])
-    return summary
+    means = {name: sum(c[key] for c in answers) / len(answers) for name, (answers, key) in columns.items() if answers and key in answers[0]}
+    return means | {"eval/distinct": len({c["text"] for c in sampled}) / len(sampled)}

@@ -26,7 +26,7 @@ Judge = Callable[[Prompt, str], Verdict]
 
 
 def collect(config: PreferencesConfig, *, policy: Path, data: Path, seed: int, run: Run) -> dict[str, Any]:
-    """Write ``rankings.parquet`` (every prompt), ``preferences.parquet`` and ``test_preferences.parquet`` (pairs, split by prompt; none without pairs)."""
+    """Write ``rankings.parquet``, ``preferences.parquet`` and, where there are any, held-out ``test_preferences.parquet``."""
     prompts = read_table(data / "prompts.parquet", Prompt)
     prompts = prompts[: config.prompts] if config.prompts else prompts
     judge = load_judge(config)

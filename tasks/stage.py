@@ -31,6 +31,7 @@ from prefect.exceptions import MissingContextError
 from prefect.logging import get_logger, get_run_logger
 from pydantic import BaseModel
 
+from models.memory import available_bytes, estimate, shape_of
 from models.run import Run, write_atomic
 from models.worker import call_entry, encode_input, load_entry
 from tasks import tracking
@@ -148,6 +149,7 @@ class StageContext:
             StageProcessError: the process failed; its subclasses say how.
         """
         self._require_space()
+        self._require_memory()
         self.call.checkpoints.mkdir(parents=True, exist_ok=True)
         staging = self.store.new_staging()
         try:
@@ -165,6 +167,16 @@ class StageContext:
         inputs = self.call.artifacts
         needed = space(self.call.config, inputs) if space else 2 * sum(artifact.size_bytes for artifact in inputs.values())
         self.store.require_space(needed + SPARE_BYTES, self.label)
+
+    def _require_memory(self) -> None:
+        models = [artifact for artifact in self.call.artifacts.values() if artifact.kind in ("policy", "reward_model")]
+        needed = estimate(self.call.stage.name, self.call.config, shape_of(self.store.folder(models[0].digest))) if models else None
+        free = available_bytes()
+        if needed is not None and needed.total > free:
+            raise ValueError(
+                f"{self.label} needs about {needed.total / 2**30:.1f} GiB of memory and {free / 2**30:.1f} GiB are free: "
+                "lower micro_batch_tokens or sampling.max_rows, take a smaller model, or free memory"
+            )
 
     def _located(self, value: Any) -> Any:
         if isinstance(value, Artifact):

@@ -52,7 +52,7 @@ class BaseModelConfig(StageConfig):
         extra = {"dtype": resolve_dtype(self.dtype)}
         if self.kind == "folder":
             extra["folder"] = folder_digest(Path(self.name))
-        if self.chat_template.endswith(".jinja"):
+        if self.chat_template not in ("", "chatml"):
             extra["chat_template"] = hashlib.sha256(Path(self.chat_template).read_bytes()).hexdigest()
         return extra
 

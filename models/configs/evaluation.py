@@ -11,6 +11,9 @@ from models.configs.sampling import SamplingConfig
 class EvaluateConfig(StageConfig):
     """Judge a policy on held-out prompts, the same for every policy."""
 
+    judge: Literal["verifier", "reward_model"] = Field(
+        "verifier", description="Who scores answers: the prompts' own verifier, or the reward model, for data without right answers."
+    )
     prompts: int = Field(0, ge=0, description="Held-out prompts to use; 0 = all.")
     samples_per_prompt: int = Field(1, ge=1, description="Completions sampled for each prompt.")
     sampling: SamplingConfig = Field(
