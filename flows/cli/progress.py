@@ -54,6 +54,7 @@ class Display:
         )
         self._tasks: dict[str, TaskID] = {}
         self._said: dict[str, float] = {}
+        self._first: dict[str, Progress] = {}  # where the steps of each stage began: starting takes time that no step will take again
         self._lock = threading.Lock()
 
     def __enter__(self) -> Display:
@@ -99,14 +100,23 @@ class Display:
         self._bars.update(task, description=name, total=total, completed=progress.done, rates=rates_in_words(progress.rates))
 
     def _mention(self, progress: Progress) -> None:
+        if progress.done:
+            self._first.setdefault(progress.label, progress)
         now = time.monotonic()
         if now - self._said.get(progress.label + progress.state, -PLAIN_EVERY_S) < PLAIN_EVERY_S:
             return
         self._said[progress.label + progress.state] = now
         steps = f" {progress.done}/{progress.total}" if progress.total else ""
         rates = f", {rates_in_words(progress.rates)}" if progress.rates else ""
-        left = progress.seconds / progress.done * (progress.total - progress.done) if progress.done else None
-        self.say(f"  {progress.label}: {progress.state}{steps}{rates}{f', about {duration(left)} left' if left else ''}")
+        self.say(f"  {progress.label}: {progress.state}{steps}{rates}{self._left(progress)}")
+
+    def _left(self, progress: Progress) -> str:
+        """Time left, from the second step on that is seen."""
+        first = self._first.get(progress.label, progress)
+        if progress.done <= first.done:
+            return ""
+        pace_s = (progress.seconds - first.seconds) / (progress.done - first.done)
+        return f", about {duration(pace_s * (progress.total - progress.done))} left"
 
 
 class _Lines(logging.Handler):

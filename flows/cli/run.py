@@ -29,7 +29,7 @@ TERMINATED = 128 + signal.SIGTERM
 CONTINUE = "The same command goes on from here: finished stages are kept, an unfinished one resumes."
 
 
-def run(name: str, settings: Sequence[str], *, seed: int | None, dry_run: bool, verbose: bool) -> int:
+def run(name: str, settings: Sequence[str], *, seed: int | None, dry_run: bool, anyway: bool, verbose: bool) -> int:
     """Run a recipe, or plan it. Returns the exit code.
 
     Raises:
@@ -46,9 +46,25 @@ def run(name: str, settings: Sequence[str], *, seed: int | None, dry_run: bool, 
     signal.signal(signal.SIGTERM, _terminated)
     with prefect_session() as wait_for_prefect:
         flow, config = recipes.configure(recipe, wanted)
+        if not anyway:
+            _check_room(recipe, flow, config)
         with err.status("Starting Prefect"):
             wait_for_prefect()
         return _execute(recipe, flow, config, verbose)
+
+
+def _check_room(recipe: Recipe, flow: Flow[..., Any], config: BaseModel) -> None:
+    """Raise ValueError if memory or disk will not do, as far as that can be told beforehand."""
+    from flows.cli.plan import need_of, plan_of, require_room
+
+    try:
+        entries = plan_of(recipe, flow, config)
+    except ValueError:
+        raise
+    except Exception as error:  # a flow of the user's own may need real artifacts between its stages
+        err.print(f"Not checked beforehand: the flow cannot be planned ({type(error).__name__}: {error}).", soft_wrap=True, markup=False)
+        return
+    require_room(need_of(entries))
 
 
 def _terminated(signum: int, frame: FrameType | None) -> NoReturn:

@@ -99,6 +99,8 @@ def prefect_session() -> Iterator[Callable[[], None]]:
             yield server.wait_until_it_answers
         finally:
             _deliver()
+    if server.log.exists() and server.log.stat().st_size == 0:
+        server.log.unlink()
 
 
 def _deliver() -> None:

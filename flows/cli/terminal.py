@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import unicodedata
@@ -19,8 +20,17 @@ _SEQUENCE = re.compile(
 # Characters that reorder the text around them: what is shown would not be what is there.
 _REORDERING = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C}
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+WIDTH_OF_FILES = 160
+
+
+def _console(stderr: bool) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    named = stream.isatty() or "COLUMNS" in os.environ
+    return Console(stderr=stderr, highlight=False, width=None if named else WIDTH_OF_FILES)
+
+
+out = _console(stderr=False)
+err = _console(stderr=True)
 
 
 def plain(text: str) -> str:
