@@ -1,0 +1,136 @@
+"""A stage that is killed anywhere and run again ends with the same bytes and the same metric history, as if nothing had happened."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from models.configs.checkpointing import CheckpointConfig
+from models.configs.dpo import DPOConfig
+from models.configs.evaluation import EvaluateConfig
+from models.configs.grpo import GRPOConfig
+from models.configs.optimisation import OptimConfig
+from models.configs.ppo import PPOConfig
+from models.configs.preferences import PreferencesConfig
+from models.configs.rejection_sampling import RejectionSamplingConfig
+from models.configs.reward_model import RewardModelConfig
+from models.configs.sampling import SamplingConfig
+from models.configs.sft import SFTConfig
+
+EVERY_UPDATE = CheckpointConfig(every_s=0, every_updates=1)
+EVERY_OTHER = CheckpointConfig(every_s=0, every_updates=2)
+FAST = OptimConfig(learning_rate=1e-2)
+SHORT = SamplingConfig(max_tokens=6)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A stage and the deaths it dies in turn, each with the step of the checkpoint that is there afterwards.
+
+    ``stop:2`` is SIGTERM at the second word of progress (before the first update has ended there is nothing to save); the others are
+    SIGKILL at that passage of that failpoint, counted from the start of the attempt.
+    """
+
+    entry: str
+    config: BaseModel
+    inputs: dict[str, str]
+    deaths: list[tuple[str, int | None]]
+
+
+PREFERENCES = {"policy": "base", "preferences": "tables"}
+ON_POLICY = {"policy": "base", "data": "tables", "reward": "reward_folder"}
+BATCHES = {"batch_size": 4, "micro_batch_tokens": 60, "optim": FAST}
+ROUNDS = {"prompts_per_iteration": 4, "sampling": SHORT, "optim": FAST, "micro_batch_tokens": 60, "missing_eos_penalty": 0.5}
+
+CASES = {
+    "sft": Case(
+        "models.training.sft:train",
+        SFTConfig(epochs=2, checkpoint=EVERY_UPDATE, **BATCHES),
+        {"base": "base", "data": "tables"},
+        [("stop:2", 2), ("step:2", 3), ("save:1", 3), ("saved:1", 4)],
+    ),
+    # Saved every other update: what was reported after a checkpoint is reported again.
+    "reward_model": Case(
+        "models.training.reward_model:train",
+        RewardModelConfig(epochs=2, use_margin=True, checkpoint=EVERY_OTHER, **BATCHES),
+        PREFERENCES,
+        [("step:2", None), ("step:4", 2), ("stop:2", 4)],
+    ),
+    "dpo": Case(
+        "models.training.dpo:train", DPOConfig(epochs=2, checkpoint=EVERY_OTHER, **BATCHES), PREFERENCES, [("stop:3", 3), ("step:2", 4)]
+    ),
+    "rejection_sampling": Case(
+        "models.training.rejection_sampling:train",
+        RejectionSamplingConfig(epochs=2, checkpoint=EVERY_UPDATE, **BATCHES),
+        {**PREFERENCES, "reward": "reward_folder"},
+        [("stop:2", 2), ("step:2", 3)],
+    ),
+    # Four updates a round: dies between the updates of the first, in a save, while it samples the second, between the updates of that.
+    "ppo": Case(
+        "models.training.ppo:train",
+        PPOConfig(iterations=2, epochs=2, minibatches=2, samples_per_prompt=2, value_optim=FAST, checkpoint=EVERY_UPDATE, **ROUNDS),
+        ON_POLICY,
+        [("stop:1", 1), ("step:2", 2), ("save:1", 2), ("rollout:1", 4), ("saved:2", 6)],
+    ),
+    "grpo": Case(
+        "models.training.grpo:train",
+        GRPOConfig(iterations=4, samples_per_prompt=3, reward="reward_model", checkpoint=EVERY_UPDATE, **ROUNDS),
+        ON_POLICY,
+        [("rollout:2", 1), ("step:2", 2), ("stop:1", 3)],
+    ),
+    "grpo, two updates a round": Case(
+        "models.training.grpo:train",
+        GRPOConfig(iterations=3, minibatches=2, samples_per_prompt=3, reward="reward_model", checkpoint=EVERY_UPDATE, **ROUNDS),
+        ON_POLICY,
+        [("step:2", 1), ("rollout:1", 2), ("stop:1", 3)],
+    ),
+    "preferences": Case(
+        "models.preferences:collect",
+        PreferencesConfig(samples_per_prompt=3, sampling=SHORT, judge="callable", judge_callable="interrupted:judge", chunk_prompts=2),
+        {"policy": "base", "data": "tables"},
+        [("stop:1", None), ("chunk:2", None)],
+    ),
+    "evaluation": Case(
+        "models.evaluation:evaluate",
+        EvaluateConfig(samples_per_prompt=2, sampling=SHORT, chunk_prompts=2),
+        {"policy": "other", "reference": "base", "data": "tables", "reward": "reward_folder"},
+        [("chunk:2", None), ("stop:2", None)],
+    ),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]
+
+
+@pytest.fixture
+def start(case: Case, request: pytest.FixtureRequest, stage_process: Callable[..., Any], tmp_path: Path) -> Callable[[str], Any]:
+    inputs = {name: request.getfixturevalue(fixture) for name, fixture in case.inputs.items()}
+    return lambda name: stage_process(tmp_path / name, case.entry, case.config, inputs)
+
+
+def die(stage: Any, how: str) -> int | None:
+    """End an attempt in the middle; the step of the newest checkpoint afterwards."""
+    if how.startswith("stop:"):
+        stage.stop(int(how.removeprefix("stop:")))
+    else:
+        stage.kill(how)
+    return max(stage.saved_steps(), default=None)
+
+
+def test_the_same_bytes_and_metrics_after_every_kind_of_death(case: Case, start: Callable[[str], Any]) -> None:
+    undisturbed, troubled = start("undisturbed"), start("troubled")
+    wanted = undisturbed.run()
+    assert wanted.resumed_step is None
+    assert [(how, die(troubled, how)) for how, _ in case.deaths] == case.deaths
+    result = troubled.run()
+    assert result.resumed_step == case.deaths[-1][1]
+    assert result.meta == wanted.meta
+    assert troubled.digests() == undisturbed.digests()
+    assert troubled.history() == undisturbed.history()
+    norms = [metrics["train/grad_norm"] for _, metrics in undisturbed.history() if "train/grad_norm" in metrics]
+    assert all(norms), "a stage that learns nothing would pass"
