@@ -261,7 +261,8 @@ def test_a_stage_waits_for_its_predecessor_that_is_still_saving(job: Job) -> Non
     held = (job.checkpoints / "owner.lock").open("w")
     assert worker._locked(held.fileno())
     thread, results = in_thread(job.run)
-    time.sleep(1.5)
+    wait_for(lambda: (job.folder / "started.json").exists())
+    time.sleep(1.0)
     assert not job.toy.log.exists()
     held.close()
     thread.join(20)
@@ -278,13 +279,15 @@ run_process(json.loads((job / "prepared.json").read_text()), job, "train", Limit
 """
 
 
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
-def test_the_process_dies_with_the_flow(job: Job, signum: int) -> None:
+@pytest.mark.parametrize("killed", ["flow, hard", "flow", "flow and zygote"])
+def test_the_process_dies_with_the_flow(job: Job, killed: str) -> None:
     (job.folder / "prepared.json").write_text(json.dumps(job.spec(pause_s=0.3, steps=1000)))
     flow = subprocess.Popen([sys.executable, "-c", HOLDER, str(job.folder)], env={**os.environ, "PYTHONPATH": str(CHECKOUT)}, cwd=CHECKOUT)
     pid = pid_of(job.toy)
     wait_for(lambda: (job.checkpoints / "state.json").exists())
-    flow.send_signal(signum)
+    if killed == "flow and zygote":
+        os.kill(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
+    flow.send_signal(signal.SIGTERM if killed == "flow" else signal.SIGKILL)
     flow.wait()
     wait_for(lambda: not is_running(pid), 20)
     assert job.toy.ran()[-1] == "saved"
