@@ -70,7 +70,6 @@ def run_command(
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Same as --set seed=N.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which stages would run, why, and in how much memory.")] = False,
-    anyway: Annotated[bool, typer.Option("--anyway", help="Start even if memory or disk will not do by estimate.")] = False,
     verbose: Verbose = False,
 ) -> None:
     """Run a recipe. Stages whose inputs, code and config did not change are not computed again; a killed one goes on where it was.
@@ -79,7 +78,7 @@ def run_command(
     """
     from flows.cli.run import run
 
-    _carry_out(lambda: run(recipe, settings or [], seed=seed, dry_run=dry_run, anyway=anyway, verbose=verbose), verbose)
+    _carry_out(lambda: run(recipe, settings or [], seed=seed, dry_run=dry_run, verbose=verbose), verbose)
 
 
 @app.command("explain")

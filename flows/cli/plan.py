@@ -77,7 +77,7 @@ def require_room(need: Need) -> None:
     if largest.total > free:
         raise ValueError(
             f"{label} needs about {size(largest.total)} of memory ({_parts(largest)}) and {size(free)} are free: "
-            f"lower its micro_batch_tokens or sampling.max_rows, choose a smaller base_model, or try it with --anyway."
+            f"lower its micro_batch_tokens or sampling.max_rows, choose a smaller base_model, or free memory."
         )
 
 

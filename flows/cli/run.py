@@ -29,7 +29,7 @@ TERMINATED = 128 + signal.SIGTERM
 CONTINUE = "The same command goes on from here: finished stages are kept, an unfinished one resumes."
 
 
-def run(name: str, settings: Sequence[str], *, seed: int | None, dry_run: bool, anyway: bool, verbose: bool) -> int:
+def run(name: str, settings: Sequence[str], *, seed: int | None, dry_run: bool, verbose: bool) -> int:
     """Run a recipe, or plan it. Returns the exit code.
 
     Raises:
@@ -46,8 +46,7 @@ def run(name: str, settings: Sequence[str], *, seed: int | None, dry_run: bool, 
     signal.signal(signal.SIGTERM, _terminated)
     with prefect_session() as wait_for_prefect:
         flow, config = recipes.configure(recipe, wanted)
-        if not anyway:
-            _check_room(recipe, flow, config)
+        _check_room(recipe, flow, config)
         with err.status("Starting Prefect"):
             wait_for_prefect()
         return _execute(recipe, flow, config, verbose)
