@@ -48,7 +48,8 @@ class SourceConfig(BaseModel):
     )
     instruction: str = Field(default="", description="Text added on a line of its own after each prompt's last user turn.")
     prompt: str = Field(
-        "{question}", description="Prompt of a reasoning-gym task: {question}, or fields of the task's metadata, such as {expression} =."
+        default="{question}",
+        description="Prompt of a reasoning-gym task: {question}, or fields of the task's metadata, such as {expression} =.",
     )
     demonstration: str = Field(
         default="{answer}", description="What a demonstration of a reasoning-gym task says; {answer} is the task's answer."

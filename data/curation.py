@@ -187,10 +187,11 @@ def _asked(entry: Mapping[str, Any], source: SourceConfig, shows: bool) -> Examp
 def _prompt_text(entry: Mapping[str, Any], source: SourceConfig) -> str:
     """The task's question in the source's own words."""
     fields = {name: value for name, value in entry["metadata"].items() if isinstance(value, str | int | float)}
+    fields["question"] = entry["question"]
     try:
-        return source.prompt.format(question=entry["question"], **fields)
-    except (KeyError, IndexError, ValueError) as error:
-        named = ", ".join(sorted({"question", *fields}))
+        return source.prompt.format_map(fields)
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+        named = ", ".join(sorted(fields))
         raise ValueError(f"prompt={source.prompt!r} of {source.name} cannot be filled in ({error!r}); it may name {named}") from error
 
 

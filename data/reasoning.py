@@ -23,10 +23,18 @@ def task_entries(task: str, parameters: dict[str, Any], *, seed: int) -> Iterato
         index += 1
 
 
+@functools.cache
+def load_scorer(task: str) -> Callable[[str, dict[str, Any]], float]:
+    """The task's scoring function, of (answer, entry). The first call of a process imports the library."""
+    from reasoning_gym import get_score_answer_fn
+
+    return cast(Callable[[str, dict[str, Any]], float], get_score_answer_fn(task))
+
+
 def score(task: str, answer: str, *, question: str, expected: str | None, metadata: dict[str, Any]) -> float:
     """The task's own score of an answer in [0, 1]; near misses earn partial credit. Whatever the scorer raises passes through."""
     entry = {"question": question, "answer": expected, "metadata": thaw(metadata)}
-    return float(_scorer(task)(answer, entry))
+    return float(load_scorer(task)(answer, entry))
 
 
 def freeze(value: Any) -> Any:
@@ -71,10 +79,3 @@ def _dataset(task: str, parameters: dict[str, Any], seed: int) -> Any:
         return create_dataset(task, seed=seed, size=1_000_000_000, **parameters)
     except (AssertionError, TypeError, ValueError) as error:
         raise ValueError(f"reasoning-gym task {task!r} refuses {parameters}: {error or type(error).__name__}") from error
-
-
-@functools.cache
-def _scorer(task: str) -> Callable[[str, dict[str, Any]], float]:
-    from reasoning_gym import get_score_answer_fn
-
-    return cast(Callable[[str, dict[str, Any]], float], get_score_answer_fn(task))

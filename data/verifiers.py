@@ -13,7 +13,8 @@ from data import reasoning
 from data.records import Prompt
 
 CORRECT_SCORE = 0.99  # partial credit never counts as correct
-VERIFIER_LIMIT_S = 5.0  # symbolic comparison of hostile input may take forever
+# Symbolic comparison of hostile input may take forever. Processor time, not time of day: a busy machine must not change a score.
+VERIFIER_LIMIT_S = 5.0
 MAX_JUDGED_CHARACTERS = 20_000
 
 _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
@@ -43,6 +44,7 @@ def verify(prompt: Prompt, completion: str) -> Verdict:
     if prompt.verifier not in _VERIFIERS:
         raise ValueError(f"prompt {prompt.id} has verifier {prompt.verifier!r}: set its source's to one of {', '.join(_VERIFIERS)}")
     try:
+        _load(prompt)
         with _time_limit(VERIFIER_LIMIT_S):
             score = float(_VERIFIERS[prompt.verifier](prompt, completion[-MAX_JUDGED_CHARACTERS:]))
     except Exception as error:  # a third-party scorer may raise anything on hostile text; the caller counts it
@@ -89,6 +91,14 @@ def _expected(prompt: Prompt) -> str:
     return prompt.answer
 
 
+def _load(prompt: Prompt) -> None:
+    """Import what the verifier needs, before its time is measured."""
+    if prompt.verifier == "reasoning_gym":
+        reasoning.load_scorer(prompt.metadata["task"])
+    elif prompt.verifier == "math":
+        import math_verify  # noqa: F401
+
+
 def _reasoning_gym(prompt: Prompt, completion: str) -> float:
     data = prompt.metadata
     answer = _judged_text(prompt, completion)
@@ -116,7 +126,7 @@ def _decimal(text: str) -> Decimal:
 def _math(prompt: Prompt, completion: str) -> float:
     import math_verify
 
-    # Its own time limits use the alarm that ours does, and only work in the main thread; it warns at each call that they are off.
+    # Its own time limits go by the clock and only work in the main thread; it warns at each call that they are off.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     expected = _hash_answer_or_all(_expected(prompt))
     is_formula = not re.search(r"\$|\\boxed|\n", expected)
@@ -134,21 +144,21 @@ def _hash_answer_or_all(completion: str) -> str:
 
 @contextlib.contextmanager
 def _time_limit(limit_s: float) -> Iterator[None]:
-    """Raise TimeoutError in the body after ``limit_s``; no limit outside the main thread, where Python delivers no signals."""
+    """Raise TimeoutError in the body after ``limit_s`` of processor time; no limit outside the main thread, which alone gets signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def expired(_signum: int, _frame: object) -> None:
-        raise TimeoutError(f"the verifier took more than {limit_s} s")
+        raise TimeoutError(f"the verifier took more than {limit_s} s of processor time")
 
-    before = signal.signal(signal.SIGALRM, expired)
-    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    before = signal.signal(signal.SIGVTALRM, expired)
+    signal.setitimer(signal.ITIMER_VIRTUAL, limit_s)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 _VERIFIERS: dict[str, Callable[[Prompt, str], float]] = {

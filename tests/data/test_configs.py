@@ -41,6 +41,7 @@ def test_importing_it_loads_no_heavy_library():
         ({"kind": "file", "name": "x", "verifier": "reasoning_gym"}, "use math, number or exact"),
         ({"kind": "hub", "name": "x", "task": {"max_terms": 3}}, "is for kind='reasoning_gym'"),
         ({"columns": {"prompt": "q"}}, "has no columns"),
+        ({"kind": "file", "name": "x", "prompt": "{expression}"}, "take columns and instruction"),
         ({"weight": 0}, "greater than 0"),
         ({"kind": "csv"}, "'reasoning_gym', 'hub' or 'file'"),
         ({"colums": {}}, "Extra inputs"),

@@ -113,6 +113,19 @@ def test_system_prompt_instruction_and_demonstration_wording(curated):
     assert all(row.messages[-1].content.startswith("The answer is ") for row in table(run, "demonstrations"))
 
 
+def test_a_task_may_be_asked_in_ones_own_words(curated):
+    run = curated(SourceConfig(task=SUMS, prompt="{expression} = ?"), prompts=5)
+    for row in table(run, "prompts"):
+        asked = row.messages[0].content
+        assert asked == f"{row.metadata['metadata']['expression']} = ?" and verify(row, row.answer).correct
+
+
+@pytest.mark.parametrize("prompt", ["{sum} =", "{} =", "{expression", "{expression.x}", "{expression[x]}"])
+def test_words_the_task_does_not_know_are_refused(curated, prompt):
+    with pytest.raises(ValueError, match=r"prompt=.* of chain_sum cannot be filled in.*it may name expression, num_digits"):
+        curated(SourceConfig(task=SUMS, prompt=prompt), prompts=5)
+
+
 def test_a_demonstration_that_its_own_verifier_refuses_stops_curation(curated):
     source = SourceConfig(task=SUMS, demonstration="{answer} it is")
     with pytest.raises(ValueError, match=r"it is' of chain_sum scores 0.*extraction='answer'"):
@@ -242,12 +255,14 @@ def test_files_of_every_kind_fill_their_tables(curated, jsonl):
 
 
 def test_a_training_row_that_is_in_the_test_file_is_withheld(curated, jsonl):
-    train = jsonl([*shows(10), {"prompt": "QUESTION  12", "completion": "leak"}], "train.jsonl", role="train")
+    twin = {"prompt": "question 10", "completion": "answer 0"}
+    train = jsonl([*shows(10), {"prompt": "QUESTION  12", "completion": "leak"}, twin], "train.jsonl", role="train")
     test = jsonl([*shows(3, "question 1"), {"prompt": "question 3", "completion": "other"}], "test.jsonl", role="test")
     run = curated(train, test, demonstrations=-1, test_prompts=2)
     assert {row.messages[0].content for row in table(run, "demonstrations")} == {f"question {i}" for i in range(10) if i != 3}
-    assert {(row["line"], row["reason"]) for row in rejected(run)} == {(4, "in_test_set"), (11, "in_test_set")}
+    assert {(row["line"], row["reason"]) for row in rejected(run)} == {(4, "in_test_set"), (11, "in_test_set"), (12, "in_test_set")}
     assert len(table(run, "test_prompts")) == 2
+    assert len(table(curated(train, test, demonstrations=-1, test_prompts=-1), "test_prompts")) == 4
 
 
 def test_gsm8k_by_mapping(curated, jsonl):

@@ -68,9 +68,10 @@ def test_trained_is_each_assistant_turn_with_its_end_token(chat_tokenizer, base_
 
 
 def test_a_span_holds_what_a_template_generates_before_the_text(with_template):
-    thinking = FORGETFUL.replace("{{ m['content'] }}", "{{ ('<think>' if m['role'] == 'assistant' else '') + m['content'] }}")
+    """As a channel or an empty thought that comes before it, control tokens among them."""
+    thinking = FORGETFUL.replace("{{ m['content'] }}", "{{ ('<think><|endoftext|>' if m['role'] == 'assistant' else '') + m['content'] }}")
     tokenizer = with_template(thinking)
-    assert trained_text(tokenizer, SINGLE) == "<think>Fine, 46.<|im_end|>"
+    assert trained_text(tokenizer, SINGLE) == "<think><|endoftext|>Fine, 46.<|im_end|>"
 
 
 @pytest.mark.parametrize("messages", [SINGLE, MULTI, (*SINGLE[:1], Message("assistant", "\n\nlate"))])
@@ -160,7 +161,7 @@ def test_the_end_of_turn_may_differ_from_the_end_of_sequence(with_template):
 
 
 def test_control_tokens_that_absorb_spaces_are_honoured(with_template):
-    tokenizer = with_template(TRIMMING.replace(" | trim", ""), absorbing=True)
+    tokenizer = with_template(TRIMMING.replace(" | trim", "").replace("<|im_start|>", "<|im_start|> "), absorbing=True)
     messages = (Message("user", " a "), Message("assistant", " b "))
     assert render_demonstration(tokenizer, messages)[0] == reference(tokenizer, messages)
 
