@@ -45,22 +45,30 @@ def compare(config: ComparisonConfig, *, evaluations: dict[str, Path], seed: int
 
 
 def row_of(name: str, own: Rows, baseline: Rows, config: ComparisonConfig, seed: int) -> dict[str, Any]:
-    """What the table says of one policy."""
+    """What the table says of one policy. Accuracy is there where a verifier was the judge, reward where there is a reward model."""
     if [r["id"] for r in own] != [r["id"] for r in baseline]:
         raise ValueError(f"{name} and {config.baseline} answered different prompts: evaluate both on the same data")
-    accuracy = [_correct(r, config.primary) for r in own]
-    before = [_correct(r, config.primary) for r in baseline]
+    other = None if name == config.baseline else baseline
     sampled = [c for r in own for c in r["sampled"]]
-    same = name == config.baseline
-    row: dict[str, Any] = {
-        "policy": name,
-        "accuracy": asdict(paired_bootstrap(accuracy, seed=seed, n=config.resamples)),
-        "accuracy_gain": None if same else asdict(paired_bootstrap(accuracy, before, seed=seed, n=config.resamples)),
-        "win_rate": None if same else asdict(_win_rate(own, baseline, config, seed)),
+    row: dict[str, Any] = {"policy": name}
+    if all("correct" in c for c in sampled):
+        row |= _accuracy(own, other, config, seed)
+    return row | {
+        "win_rate": asdict(_win_rate(own, other, config, seed)) if other else None,
         "reward": _mean([c["reward"] for c in sampled]) if all("reward" in c for c in sampled) else None,
         "kl_nats": _mean([c["kl_nats"] for c in sampled]),
         "completion_tokens": _mean([c["n_tokens"] for c in sampled]),
         "distinct": len({c["text"] for c in sampled}),
+    }
+
+
+def _accuracy(own: Rows, other: Rows | None, config: ComparisonConfig, seed: int) -> dict[str, Any]:
+    """Accuracy, its gain over the baseline on the same prompts, and the greedy accuracy where that is not the primary one."""
+    accuracy = [_correct(r, config.primary) for r in own]
+    before = [_correct(r, config.primary) for r in other] if other else None
+    row: dict[str, Any] = {
+        "accuracy": asdict(paired_bootstrap(accuracy, seed=seed, n=config.resamples)),
+        "accuracy_gain": asdict(paired_bootstrap(accuracy, before, seed=seed, n=config.resamples)) if before else None,
     }
     if config.primary == "accuracy" and all("greedy" in r for r in own):
         row["accuracy_greedy"] = asdict(paired_bootstrap([_correct(r, "accuracy_greedy") for r in own], seed=seed, n=config.resamples))

@@ -1,5 +1,7 @@
 """Settings of PPO."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from models.configs.optimisation import OptimConfig
@@ -14,6 +16,9 @@ class PPOConfig(PolicyGradientConfig):
     kl_coefficient: float = Field(0.05, ge=0, description="Price of a nat of KL to the reference, in reward units.")
     discount: float = Field(1.0, gt=0, le=1, description="Gamma.")
     gae_decay: float = Field(0.95, ge=0, le=1, description="Lambda of generalised advantage estimation.")
+    value_head: Literal["zero", "reward_model"] = Field(
+        "zero", description="How the critic's head starts where the reward model is the reward: at zero, or as the reward model's."
+    )
     value_clip: float = Field(0.2, gt=0, description="A value moves at most this far from its old one in an update's target.")
     value_coefficient: float = Field(0.5, gt=0, description="Weight of the value loss.")
     value_optim: OptimConfig = Field(

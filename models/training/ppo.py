@@ -80,11 +80,19 @@ def train(config: PPOConfig, *, policy: Path, data: Path, reward: Path, seed: in
 
 
 def _critic(config: PPOConfig, reward: Path, policy: Path, seed: int, device: torch.device) -> ScalarModel:
-    """The reward model's weights, rescaled so that its output is the normalised reward; a new head where the reward is a verifier."""
+    """The reward model's backbone where that is the reward, else the policy's; under config.value_head.
+
+    A reward model's head is trained at end-of-turn tokens only: at the tokens before, it reads values several deviations off, and the
+    first rounds would go into unlearning them. A head of zeros starts at 0, the mean of normalised rewards.
+    """
     if config.reward == "verifier":
         return new_scalar(policy, seed, device)
     critic = load_scalar(reward, device, trainable=True)
     with torch.no_grad():
-        critic.head.weight.div_(critic.rule.deviation)
-        critic.head.bias.sub_(critic.rule.mean).div_(critic.rule.deviation)
+        if config.value_head == "zero":
+            critic.head.weight.zero_()
+            critic.head.bias.zero_()
+        else:
+            critic.head.weight.div_(critic.rule.deviation)
+            critic.head.bias.sub_(critic.rule.mean).div_(critic.rule.deviation)
     return critic
