@@ -72,6 +72,15 @@ def test_names_count_up_and_runs_are_found_by_name_recipe_or_latest():
         find("tony")
 
 
+def test_a_name_is_not_given_twice_even_if_its_run_ended_a_moment_ago():
+    with recording("tiny", {}):
+        pass
+    assert registry._claim("tiny-1") is None
+    claimed = registry._claim("tiny-2")
+    assert claimed is not None
+    os.close(claimed)
+
+
 def test_nothing_run_yet_says_how_to_begin():
     with pytest.raises(ValueError, match="posttrain run quickstart"):
         find("latest")
