@@ -121,7 +121,7 @@ def _without_tokens(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Means over sampled answers; distinct = different texts among them, as a share. What was not judged is left out."""
+    """Means over sampled answers; failures are counted; distinct = different texts, as a share. What was not judged is left out."""
     sampled = [c for row in rows for c in row["sampled"]]
     greedy = [row["greedy"] for row in rows if "greedy" in row]
     columns = {
@@ -132,7 +132,7 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, float]:
         "eval/kl_nats": (sampled, "kl_nats"),
         "eval/completion_tokens": (sampled, "n_tokens"),
         "eval/finished": (sampled, "finished"),
-        "eval/verifier_failures": (sampled, "failed"),
     }
     means = {name: sum(c[key] for c in answers) / len(answers) for name, (answers, key) in columns.items() if answers and key in answers[0]}
-    return means | {"eval/distinct": len({c["text"] for c in sampled}) / len(sampled)}
+    failures = {"eval/verifier_failures": float(sum(c["failed"] for c in sampled))} if "failed" in sampled[0] else {}
+    return means | failures | {"eval/distinct": len({c["text"] for c in sampled}) / len(sampled)}
