@@ -81,7 +81,7 @@ class Screen:
         repeats = key in self._prompts if source.kind == "reasoning_gym" else identity in self._kept
         if repeats:
             raise BadRow("duplicate", "an earlier row says the same")
-        prompt_tokens, completion_tokens = self._lengths(example)
+        prompt_tokens, completion_tokens = self._lengths(example, source)
         self._kept.add(identity)
         self._prompts.add(key)
         return Candidate(example, number, key, file, line, prompt_tokens, completion_tokens)
@@ -95,8 +95,11 @@ class Screen:
             if found := control_token_in(self.tokenizer, text):
                 raise BadRow("control_token", f"{where} holds {found!r}")
 
-    def _lengths(self, example: Example) -> tuple[int, int]:
-        """Tokens of the prompt and of the longest answer, within the limits."""
+    def _lengths(self, example: Example, source: SourceConfig) -> tuple[int, int]:
+        """Tokens of the prompt and of the longest answer, within the limits.
+
+        A prompt that is only asked in tests is kept however long its reference answer is: leaving out the hard ones would flatter.
+        """
         config = self.config
         try:
             prompt_tokens = len(render_prompt(self.tokenizer, example.prompt))
@@ -106,7 +109,8 @@ class Screen:
             raise
         except ValueError as error:
             raise BadRow("template", str(error)) from error
-        for length in lengths:
+        only_asked = source.role == "test" and not config.test_preferences
+        for length in () if only_asked else lengths:
             _within("an answer", length, config.min_completion_tokens, config.max_completion_tokens)
         return prompt_tokens, max(lengths, default=0)
 

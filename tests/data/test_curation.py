@@ -235,6 +235,16 @@ def test_lengths_are_tokens_of_the_base_models_template(curated, jsonl, chat_tok
         curated(source, demonstrations=-1, min_completion_tokens=40)
 
 
+def test_a_test_prompt_is_kept_however_long_its_reference_answer_is(curated, jsonl):
+    """Otherwise the test set would hold the easy questions only."""
+    hard = {"prompt": "hard", "completion": "step " * 200}
+    source = jsonl([*shows(9), hard], "test.jsonl", role="test")
+    train = jsonl([*shows(9, "other "), hard | {"prompt": "also hard"}], "train.jsonl", role="train")
+    run = curated(train, source, demonstrations=-1, test_prompts=-1, max_completion_tokens=64)
+    assert len(table(run, "test_prompts")) == 10
+    assert [(row["line"], row["reason"]) for row in rejected(run)] == [(10, "too_long")]
+
+
 def test_files_of_every_kind_fill_their_tables(curated, jsonl):
     pairs = jsonl([{"prompt": f"p{i}", "chosen": f"good {i}", "rejected": f"bad {i}", "margin": i} for i in range(20)], "pairs.jsonl")
     labels = jsonl([{"prompt": f"l{i}", "completion": f"c{i}", "label": i % 2 == 0} for i in range(10)], "labels.jsonl")
