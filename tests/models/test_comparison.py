@@ -62,6 +62,21 @@ def test_rewards_are_shown_where_every_answer_has_one():
     assert row_of("own", rows([[1.0], [0.0]], reward=2.5), rows([[1.0], [1.0]]), CONFIG, seed=1)["reward"] == 2.5
 
 
+def test_where_nothing_was_verified_scores_still_win():
+    """A reward model was the judge: no answer is right or wrong."""
+
+    def judged(scores: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+        found = rows(scores)
+        for one in (c for row in found for c in row["sampled"]):
+            one["reward"] = one["score"]
+            del one["correct"]
+        return found
+
+    row = row_of("own", judged([[0.5], [2.0]]), judged([[0.1], [3.0]]), CONFIG, seed=1)
+    assert (row["win_rate"]["mean"], row["reward"]) == (0.5, 1.25) and "accuracy" not in row
+    assert "accuracy" not in as_markdown([row], CONFIG, 2)
+
+
 def test_a_policy_that_answered_other_prompts_is_refused():
     with pytest.raises(ValueError, match="own and base answered different prompts"):
         row_of("own", rows([[1.0]]), BASE, CONFIG, seed=1)

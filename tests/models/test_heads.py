@@ -97,11 +97,14 @@ def test_a_new_head_is_small_seeded_and_float32(base: Path, policy: PreTrainedMo
 
 
 @torch.no_grad()
-def test_a_critic_starts_as_the_normalised_reward(reward_folder: Path, base: Path, model: ScalarModel):
-    """Its value after the whole completion is the reward that the completion gets."""
-    critic = ppo._critic(PPOConfig(), reward_folder, base, 0, torch.device("cpu"))
-    torch.testing.assert_close(critic.at_ends(pack(GROUPS)), model.reward(pack(GROUPS)), rtol=0, atol=1e-5)
-    assert all(p.requires_grad for p in critic.parameters())
+def test_a_critic_starts_at_the_mean_reward_or_as_the_normalised_reward(reward_folder: Path, base: Path, model: ScalarModel):
+    """Its backbone is the reward model's; rewards are normalised to mean 0."""
+    zero, same = (ppo._critic(PPOConfig(value_head=head), reward_folder, base, 0, torch.device("cpu")) for head in ("zero", "reward_model"))
+    assert zero.before_tokens(pack(GROUPS)).abs().max() == 0
+    for (name, own), (_, wanted) in zip(zero.backbone.named_parameters(), model.backbone.named_parameters(), strict=True):
+        assert torch.equal(own, wanted) and own.requires_grad, name
+    torch.testing.assert_close(same.at_ends(pack(GROUPS)), model.reward(pack(GROUPS)), rtol=0, atol=1e-5)
+    assert zero.head.weight.requires_grad and same.head.weight.requires_grad
 
 
 @torch.no_grad()
