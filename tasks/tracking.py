@@ -43,7 +43,6 @@ TRIES_WHILE_MLFLOW_ANSWERS = 5
 POINTS_A_REQUEST = 500
 # Set where the user has not set them: a quiet terminal, and short waits, since the recorder tries again by itself.
 ENVIRONMENT = {
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
@@ -167,8 +166,7 @@ def _load_mlflow(uri: str) -> None:
 
     if uri.startswith("sqlite"):
         import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
-    logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
-    # Prints a traceback whenever the database is locked; the recorder says the same in a line.
+    # Tells of the tables it makes, and prints a traceback whenever the database is locked; the recorder says that in a line.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 

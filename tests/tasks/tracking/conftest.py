@@ -70,6 +70,8 @@ def mlflow(home: Path, monkeypatch: pytest.MonkeyPatch, new_database: Callable[[
     """An MLflow store of this test's own."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(recorder, "FIRST_RETRY_S", 0.02)
+    for name in ("DELIVER_AT_END_S", "DELIVER_WHEN_KILLED_S"):
+        monkeypatch.setattr(tracking, name, 120.0)  # on a busy machine a record may take seconds
     (home / "mlflow").mkdir(parents=True)
     new_database(home / "mlflow" / "mlflow.db")
     return Mlflow()

@@ -5,7 +5,6 @@ import fnmatch
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -124,6 +123,3 @@ def test_the_server_says_which_packages_passwords_need(home, tmp_path):
 
 def test_the_folder_holds_no_python():
     assert list((ROOT / "mlflow").rglob("*.py")) == []
-    assert "site-packages" in subprocess.run(
-        [sys.executable, "-c", "import mlflow; print(mlflow.__file__)"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout

@@ -44,7 +44,8 @@ def test_how_a_flow_ended_is_how_its_run_ended(mlflow, error, status):
     assert mlflow.run("sft").info.status == ("KILLED" if status == "KILLED" else "FAILED")
 
 
-def start_pipeline() -> subprocess.Popen[str]:
+def start_pipelines(count: int) -> list[subprocess.Popen[str]]:
+    """Processes that are in the middle of a stage."""
     script = """
         import time
         from tasks import tracking
@@ -54,13 +55,14 @@ def start_pipeline() -> subprocess.Popen[str]:
             print("running", flush=True)
             time.sleep(600)
     """
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stdout.readline() == "running\n"
-    return process
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(count)]
+    assert [process.stdout.readline() for process in processes if process.stdout] == ["running\n"] * count
+    return processes
 
 
 def test_runs_of_a_killed_process_become_killed_and_those_of_a_living_one_never(mlflow):
-    killed, alive = start_pipeline(), start_pipeline()
+    killed, alive = start_pipelines(2)
     try:
         assert tracking.sweep() == []
         os.kill(killed.pid, signal.SIGKILL)
@@ -111,7 +113,7 @@ def test_an_outage_while_a_stage_runs_leaves_no_gap(mlflow, tmp_path, monkeypatc
     began = time.monotonic()
     with tracking.pipeline("rlhf", {}) as run:
         mlflow.compute("sft", tmp_path / "journal.jsonl")
-        assert time.monotonic() - began < 5 and run.run_id is None and run.url is None
+        assert time.monotonic() - began < 60 and run.run_id is None and run.url is None
         time.sleep(0.3)
         outage.on = False
     assert mlflow.history(mlflow.run("sft")) == mlflow.whole(range(1, 30))
@@ -129,7 +131,7 @@ def test_what_an_outage_kept_back_is_sent_by_the_next_run(mlflow, home, tmp_path
     assert "are sent by the next run" in caplog.text
     assert len(list(home.glob("mlflow/outbox/*/*.jsonl"))) == 1
     outage.on = False
-    monkeypatch.setattr(tracking, "DELIVER_AT_END_S", 30)
+    monkeypatch.setattr(tracking, "DELIVER_AT_END_S", 120.0)
     with tracking.pipeline("back", {}):
         pass
     assert list(home.glob("mlflow/outbox/*/*.jsonl")) == []
@@ -142,13 +144,13 @@ def test_what_an_outage_kept_back_is_sent_by_the_next_run(mlflow, home, tmp_path
 def test_a_locked_database_delays_no_stage_and_loses_nothing(mlflow, home, tmp_path):
     mlflow.write(tmp_path / "journal.jsonl", range(1, 30))
     with tracking.pipeline("rlhf", {}) as run:
-        assert run.session.recorder.wait(20)
+        assert run.session.recorder.wait(60)
         holder = sqlite3.connect(home / "mlflow" / "mlflow.db", isolation_level=None, check_same_thread=False)
         holder.execute("BEGIN EXCLUSIVE")
-        threading.Timer(1.5, lambda: (holder.execute("COMMIT"), holder.close())).start()
+        threading.Timer(4.0, lambda: (holder.execute("COMMIT"), holder.close())).start()
         began = time.monotonic()
         mlflow.compute("sft", tmp_path / "journal.jsonl")
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 2
     assert mlflow.history(mlflow.run("sft")) == mlflow.whole(range(1, 30))
 
 
@@ -209,7 +211,7 @@ def test_a_server_that_nobody_runs_costs_the_run_nothing(mlflow, home, tmp_path,
 def test_a_run_that_the_user_deleted_meanwhile_is_let_go(mlflow, tmp_path, caplog):
     with tracking.pipeline("rlhf", {}) as run:
         stage = tracking.open_stage("sft", "sft", "k1", {}, {})
-        assert run.session.recorder.wait(20)
+        assert run.session.recorder.wait(60)
         mlflow.client.delete_run(mlflow.run("sft").info.run_id)
         mlflow.write(tmp_path / "journal.jsonl", range(3))
         stage.follow(tmp_path / "journal.jsonl")

@@ -103,7 +103,7 @@ def test_records_arrive_in_order():
     record = Recorder(store.deliver, store.prepare)
     for number in range(50):
         record.put(text(str(number)))
-    assert record.close(5) == []
+    assert record.close(60) == []
     assert store.texts() == [str(number) for number in range(50)]
 
 
@@ -113,10 +113,10 @@ def test_a_store_that_is_down_delays_nobody_and_loses_nothing(caplog):
     record = Recorder(store.deliver, store.prepare)
     began = time.monotonic()
     record.put(text("a"), text("b"))
-    assert time.monotonic() - began < 0.1
+    assert time.monotonic() - began < 1
     assert not record.wait(0.1)
     store.up.set()
-    assert record.close(5) == []
+    assert record.close(60) == []
     assert store.texts() == ["a", "b"]
     said = [entry.message for entry in caplog.records]
     assert len(said) == 2 and "cannot be reached" in said[0] and "again" in said[1]
@@ -126,7 +126,7 @@ def test_what_is_refused_or_fails_by_a_bug_is_said_and_does_not_block_the_rest(c
     store = Store(Refused("its run was deleted"), ZeroDivisionError("bug"))
     record = Recorder(store.deliver, store.prepare)
     record.put(text("a"), text("b"), text("c"))
-    assert record.close(5) == []
+    assert record.close(60) == []
     assert store.texts() == ["c"]
     assert "its run was deleted" in caplog.text and "ZeroDivisionError" in caplog.text
 
@@ -135,7 +135,7 @@ def test_what_is_not_delivered_in_time_is_handed_back():
     store = Store()
     record = Recorder(store.deliver, store.prepare)
     record.put(text("a"))
-    record.wait(5)
+    record.wait(60)
     store.up.clear()
     record.put(text("b"), text("c"))
     began = time.monotonic()
@@ -168,7 +168,7 @@ def test_the_end_of_a_journal_is_read_before_the_run_is_closed(tmp_path, moved):
     place.unlink()
     closing = CloseRun(ref="run", status="FINISHED", ended_ms=1, tags={})
     record.put(closing)
-    assert record.close(5) == []
+    assert record.close(60) == []
     points = [Point("train/loss", 0.5, 1, 101_000), Point("train/loss", 1.0, 2, 102_000)]
     assert store.taken == [AddPoints(ref="run", points=points), closing]
 
@@ -178,7 +178,7 @@ def test_a_journal_that_cannot_be_read_is_said(tmp_path, caplog):
     record = Recorder(store.deliver, store.prepare)
     record.follow("run", tmp_path)
     record.unfollow("run")
-    assert record.close(5) == []
+    assert record.close(60) == []
     assert "cannot be read" in caplog.text
 
 
