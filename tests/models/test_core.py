@@ -179,9 +179,10 @@ def test_a_stop_after_the_last_update_resumes_to_the_end(new_run: Callable[..., 
     toy = Toy()
     with pytest.raises(Stopped):
         fitted(run, toy, 2)
-    resumed = Toy()
-    fitted(new_run(), resumed, 2)
-    assert weights(resumed) == weights(toy)
+    resumed, second = Toy(), new_run()
+    fitted(second, resumed, 2)
+    assert second.resumed_step == 2, "it was saved"
+    assert (weights(resumed), resumed.calls) == (weights(toy), toy.calls)
 
 
 def test_skips_are_counted_over_a_resume(new_run: Callable[..., Run]):
