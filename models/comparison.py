@@ -121,5 +121,6 @@ def cell(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, dict):
-        return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+        # The space inside the brackets does not break, so that a narrow terminal wraps before the interval and not in it.
+        return f"{value['mean']:.3f} [{value['low']:.3f},\u00a0{value['high']:.3f}]"
     return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -104,5 +104,5 @@ def test_a_baseline_that_was_not_evaluated_is_named(run: Run, tmp_path: Path):
 
 
 def test_cells_by_hand():
-    assert [cell(x) for x in (None, 0.12345, 7, {"mean": 0.5, "low": 0.1, "high": 0.9})] == ["-", "0.123", "7", "0.500 [0.100, 0.900]"]
+    assert [cell(x) for x in (None, 0.12345, 7, {"mean": 0.5, "low": 0.1, "high": 0.9})] == ["-", "0.123", "7", "0.500 [0.100,\u00a00.900]"]
     assert "| reward |" not in as_markdown([{"policy": "a", "reward": None}], CONFIG, 1)

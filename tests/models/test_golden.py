@@ -1,6 +1,8 @@
 """Golden curves: what each trainer's metrics were when they were last looked at. A change of numbers is seen, and must be meant.
 
-Record anew, after a change that is meant to change numbers: POSTTRAIN_RECORD_GOLDEN=1 pytest tests/models/test_golden.py, and look at the diff.
+Record anew after a change that is meant to change numbers, and look at the diff:
+
+    POSTTRAIN_RECORD_GOLDEN=1 .venv/bin/python -m pytest tests/models/test_golden.py
 """
 
 import json
@@ -27,10 +29,11 @@ RELATIVE, ABSOLUTE = 2e-3, 1e-4
 SLOW = OptimConfig(learning_rate=1e-3)
 ROUNDS = {"iterations": 3, "prompts_per_iteration": 4, "samples_per_prompt": 3, "optim": SLOW, "sampling": SamplingConfig(max_tokens=4)}
 
+PAIRS = {"policy": "base", "preferences": "tables"}
 CASES: dict[str, tuple[Callable[..., object], BaseModel, dict[str, str]]] = {
     "sft": (sft.train, SFTConfig(batch_size=4, epochs=2, optim=SLOW), {"base": "base", "data": "tables"}),
-    "reward_model": (reward_model.train, RewardModelConfig(batch_size=4, epochs=2, optim=SLOW), {"policy": "base", "preferences": "tables"}),
-    "dpo": (dpo.train, DPOConfig(batch_size=4, epochs=2, optim=SLOW), {"policy": "base", "preferences": "tables"}),
+    "reward_model": (reward_model.train, RewardModelConfig(batch_size=4, epochs=2, optim=SLOW), PAIRS),
+    "dpo": (dpo.train, DPOConfig(batch_size=4, epochs=2, optim=SLOW), PAIRS),
     "ppo": (ppo.train, PPOConfig(value_optim=SLOW, **ROUNDS), {"policy": "base", "data": "tables", "reward": "reward_folder"}),
     "grpo": (grpo.train, GRPOConfig(reward="reward_model", **ROUNDS), {"policy": "base", "data": "tables", "reward": "reward_folder"}),
 }
