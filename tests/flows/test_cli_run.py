@@ -53,7 +53,7 @@ def test_a_killed_run_leaves_no_process_and_the_next_one_resumes_it(mini):
     wait_for(lambda: processes_of(mini.home) == [], f"the end of {processes_of(mini.home)}", 30)
     out, err = mini.posttrain("run", mini.recipe, "--set", "train.steps=12")
     assert re.search(r"= curate .*computed before", err) and re.search(r"\+ train .*resumed", err)
-    assert "base [tiny]  0.500 [0.250, 0.750]" in out
+    assert "base [tiny]  0.500 [0.250,\u00a00.750]" in out
     assert "mini-2 finished" in out and "1 computed before, 1 resumed, 1 computed" in out
     assert "posttrain ui" in out and "mlflow ui --backend-store-uri sqlite:///" in out
     assert processes_of(mini.home) == []
