@@ -21,6 +21,8 @@ ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    # Idle threads of a parallel region sleep. If they spin, two training processes on the same cores slow each other tenfold and more.
+    "OMP_WAIT_POLICY": "PASSIVE",
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "60",
     "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
