@@ -160,7 +160,7 @@ def numbers(config: NumbersConfig, *, seed: int, context: StageContext) -> Artif
     return context.run(config, seed)
 
 
-@stage(kind="policy", runs="toymodels.work:train", silence_s=2.0, **FAST)
+@stage(kind="policy", runs="toymodels.work:train", silence_s=60.0, **FAST)
 def train(config: TrainConfig, data: Artifact, *, seed: int, context: StageContext) -> Artifact:
     return context.run(config, seed, data=data)
 

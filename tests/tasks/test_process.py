@@ -102,13 +102,17 @@ def test_result_comes_back(job: Job) -> None:
     assert json.loads((job.folder / "out" / "model.json").read_text()) == {"step": 6, "sum": 12}
 
 
-def test_a_process_starts_in_well_under_a_second(job: Job, tmp_path: Path) -> None:
-    job.run()
-    start = time.perf_counter()
-    other = job.folder.rename(tmp_path / "first") and job
-    (other.folder / "out").mkdir(parents=True)
-    other.run()
-    assert time.perf_counter() - start < 1.0
+def test_heavy_libraries_are_imported_once_for_all_processes(job: Job) -> None:
+    path = job.toy.root / "toymodels/work.py"
+    entry = "\n\ndef look(config: TrainConfig, *, data, seed, run):\n    return {'torch': 'torch' in sys.modules, 'parent': os.getppid()}\n"
+    path.write_text(path.read_text() + entry)
+    results = []
+    for _ in range(2):
+        results.append(run_process(job.spec("toymodels.work:look"), job.folder, "look", Limits(), job.lines.append).meta)
+        for name in ("started", "exit", "result"):
+            (job.folder / f"{name}.json").unlink()
+    assert process._zygote is not None
+    assert results == [{"torch": True, "parent": process._zygote.process.pid}] * 2
 
 
 @pytest.mark.parametrize(
@@ -133,7 +137,7 @@ def test_errors_keep_their_parts_when_copied() -> None:
 def test_killed_by_someone_is_not_taken_for_lack_of_memory(job: Job) -> None:
     thread, results = in_thread(lambda: job.run(pause_s=0.5))
     os.kill(pid_of(job.toy), signal.SIGKILL)
-    thread.join(20)
+    thread.join(60)
     assert type(results[0]) is StageProcessError
     assert "was killed by SIGKILL" in str(results[0])
 
@@ -143,7 +147,7 @@ def test_killed_by_the_kernel_for_memory(job: Job, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(process, "_oom_kills", lambda: next(kills))
     thread, results = in_thread(lambda: job.run(pause_s=0.5))
     os.kill(pid_of(job.toy), signal.SIGKILL)
-    thread.join(20)
+    thread.join(60)
     assert type(results[0]) is StageOOM
 
 
@@ -152,7 +156,7 @@ def test_sigterm_saves_and_exits_143(job: Job) -> None:
     pid = pid_of(job.toy)
     wait_for(lambda: read_journal(job.checkpoints / "journal.jsonl"))
     os.kill(pid, signal.SIGTERM)
-    thread.join(20)
+    thread.join(60)
     assert (type(results[0]), results[0].exit_code) == (StageProcessError, 143)
     state = json.loads((job.checkpoints / "state.json").read_text())
     assert state["step"] == read_journal(job.checkpoints / "journal.jsonl")[-1]["step"]
@@ -166,7 +170,7 @@ def test_sigterm_before_the_loop_ends_at_once(job: Job) -> None:
     spec = job.spec("toymodels.work:slow")
     thread, results = in_thread(lambda: run_process(spec, job.folder, "slow", Limits(), job.lines.append))
     os.kill(pid_of(job.toy), signal.SIGTERM)
-    thread.join(10)
+    thread.join(60)
     assert results[0].exit_code == 143
 
 
@@ -197,11 +201,11 @@ def test_silence_kills_the_process_and_all_it_started(job: Job) -> None:
     with pytest.raises(StageHung, match="no sign of life for 1 s"):
         job.run(Limits(silence_s=1.0, grace_s=0.5), trouble="hang")
     own, grandchild = (int(line.split()[-1]) for line in job.toy.ran_lines())
-    wait_for(lambda: not is_running(own) and not is_running(grandchild), 10)
+    wait_for(lambda: not is_running(own) and not is_running(grandchild))
 
 
 def test_progress_is_a_sign_of_life(job: Job) -> None:
-    assert job.run(Limits(silence_s=0.9), pause_s=0.5, steps=4).meta == {"sum": 8}
+    assert job.run(Limits(silence_s=2.0), pause_s=0.8, steps=4).meta == {"sum": 8}
 
 
 def test_total_time_is_limited(job: Job) -> None:
@@ -248,7 +252,7 @@ def test_the_process_dies_with_the_process_that_started_it(job: Job) -> None:
     zygote = process._zygote
     assert zygote is not None
     zygote.process.kill()
-    thread.join(20)
+    thread.join(60)
     assert isinstance(results[0], StageProcessError)
     assert "the process that starts stages ended" in str(results[0])
     assert not is_running(pid)
@@ -265,7 +269,7 @@ def test_a_stage_waits_for_its_predecessor_that_is_still_saving(job: Job) -> Non
     time.sleep(1.0)
     assert not job.toy.log.exists()
     held.close()
-    thread.join(20)
+    thread.join(60)
     assert results[0].meta == {"sum": 12}
 
 
@@ -289,7 +293,7 @@ def test_the_process_dies_with_the_flow(job: Job, killed: str) -> None:
         os.kill(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
     flow.send_signal(signal.SIGTERM if killed == "flow" else signal.SIGKILL)
     flow.wait()
-    wait_for(lambda: not is_running(pid), 20)
+    wait_for(lambda: not is_running(pid))
     assert job.toy.ran()[-1] == "saved"
 
 
@@ -301,7 +305,7 @@ def test_the_zygote_has_one_thread_and_children_are_sessions_of_their_own(job: J
     assert len(os.listdir(f"/proc/{zygote}/task")) == 1
     assert os.getsid(pid) == os.getpgid(pid) == pid
     assert os.getsid(zygote) != os.getsid(0)
-    thread.join(20)
+    thread.join(60)
     assert results[0].meta == {"sum": 12}
 
 

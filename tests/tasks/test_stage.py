@@ -386,11 +386,9 @@ def test_flow_killed_its_stage_dies_and_the_next_run_takes_over_and_resumes(toy,
     pid = int(toy.ran_lines()[0].split()[-1])
     run.kill()
     run.communicate()
-    wait_for(lambda: not Path(f"/proc/{pid}").exists(), 20)
+    wait_for(lambda: not Path(f"/proc/{pid}").exists())
     toy.ran()
-    start = time.monotonic()
     assert flows.pipeline(seed=8) == expected
-    assert time.monotonic() - start < 20
     assert toy.ran() == ["train"]
     steps = [step for step, _ in toy.history("train")]
     assert steps == [1, 2, 3, 4, 5, 6]
