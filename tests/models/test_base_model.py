@@ -75,7 +75,7 @@ def test_the_byte_tokenizer_reads_any_text_back(base: Path):
 
 def template_of(run: Run, **config: Any) -> str:
     prepare(BaseModelConfig(kind="folder", dtype="float32", **config), seed=0, run=run)
-    return load_tokenizer(run.out).chat_template
+    return AutoTokenizer.from_pretrained(run.out).chat_template
 
 
 def test_a_template_is_kept_replaced_by_a_file_or_by_name(base: Path, new_run: Callable[..., Run], tmp_path: Path):

@@ -110,15 +110,16 @@ def test_minibatches_see_every_prompt_once_an_epoch(make: Callable):
 
 
 def test_rounds_and_seeds_sample_anew(make: Callable):
-    algorithm = make(GRPO, GRPOConfig(**ROUND))
-    completions = []
-    for update in (0, 1, 0):
+    """Of the same prompt: a round is a function of its number and of the seed."""
+
+    def completions(seed: int, update: int) -> list[Any]:
+        algorithm = make(GRPO, GRPOConfig(**ROUND | {"prompts_per_iteration": 1}), seed=seed)
+        algorithm.prompts, algorithm.prompt_ids = algorithm.prompts[:1], algorithm.prompt_ids[:1]
         algorithm.batches(update)
-        completions.append([group.completions for group in algorithm.rollout.groups])
-    assert completions[0] == completions[2] != completions[1], "a round is a function of its number"
-    other = make(GRPO, GRPOConfig(**ROUND), seed=6)
-    other.batches(0)
-    assert [group.completions for group in other.rollout.groups] != completions[0]
+        return [group.completions for group in algorithm.rollout.groups]
+
+    assert completions(5, 0) == completions(5, 0)
+    assert completions(5, 0) != completions(5, 1) and completions(5, 0) != completions(6, 0)
 
 
 def test_a_round_survives_as_json_and_tensors(make: Callable):
@@ -248,15 +249,25 @@ def test_a_rollout_that_is_not_finite_is_refused_by_name(make: Callable):
         check_finite(algorithm.rollout)
 
 
+@pytest.mark.parametrize("kind", [PPO, GRPO])
+def test_log_probabilities_that_are_not_finite_stop_before_any_update(make: Callable, kind: type[OnPolicy]):
+    algorithm = make(kind, {PPO: PPOConfig, GRPO: GRPOConfig}[kind](**ROUND))
+    with torch.no_grad():
+        algorithm.reference.get_output_embeddings().weight[3].fill_(math.nan)
+    with pytest.raises(ValueError, match="ref_logp of a rollout" if kind is GRPO else "advantage of a rollout"):
+        algorithm.batches(0)
+
+
 # Rewards
 
 
 def test_the_verifier_scores_texts_and_counts_its_failures(tokenizer: Any, prompts: list[Prompt]):
     broken = Prompt("x", "toy", prompts[0].messages, "no number", "number")
-    texts = [["it is 1", "it is 2", "1<|im_end|>"], ["1", "2", "3"]]
+    exact = Prompt("e", "toy", prompts[0].messages, "1", "exact")
+    texts = [["it is 1", "it is 2", "1"], ["1", "2", "3"], ["1<|im_end|>", "1.0", "2"]]
     groups = [Group([1], [tokenizer(text)["input_ids"] for text in row]) for row in texts]
-    scored = VerifierReward(tokenizer)([prompts[0], broken], groups)
-    assert scored.reward_PG == [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]] and scored.failures == 3
+    scored = VerifierReward(tokenizer)([prompts[0], broken, exact], groups)
+    assert scored.reward_PG == [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0]] and scored.failures == 3
 
 
 def test_a_reward_that_is_not_finite_becomes_the_lowest_and_is_counted(monkeypatch: pytest.MonkeyPatch):
