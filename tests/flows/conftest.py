@@ -91,7 +91,7 @@ def curate(config: CurateConfig, *, seed: int, context: StageContext) -> Artifac
     return context.run(config, seed)
 
 
-@stage(kind="policy", runs="minimodels.work:train", project=PROJECT, retries=0)
+@stage(kind="model", runs="minimodels.work:train", project=PROJECT, retries=0)
 def train(config: TrainConfig, data: Artifact, *, seed: int, context: StageContext) -> Artifact:
     return context.run(config, seed, data=data)
 

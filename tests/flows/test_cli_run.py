@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.timeout(900)  # most of it is waiting for servers, which a busy machine starts slowly
 SLOWLY = ("--set", "train.pause_s=0.25", "--set", "train.steps=400")
 
 
-def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 120) -> None:
+def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 300) -> None:
     end = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end, f"waited {timeout_s} s for {what}"
@@ -41,6 +42,13 @@ def steps_done(home: Path) -> int:
     return max((int(path.read_text() or 0) for path in (home / "store" / "checkpoints").glob("train-*/step")), default=0)
 
 
+def run_in(err: str) -> str:
+    """The name of the run that a command started."""
+    found = re.search(r"^Run (\S+):", err, re.MULTILINE)
+    assert found is not None, err
+    return found.group(1)
+
+
 def record(home: Path, name: str) -> dict:
     return json.loads((home / "runs" / f"{name}.json").read_text())
 
@@ -54,7 +62,7 @@ def test_a_killed_run_leaves_no_process_and_the_next_one_resumes_it(mini):
     out, err = mini.posttrain("run", mini.recipe, "--set", "train.steps=12")
     assert re.search(r"= curate .*computed before", err) and re.search(r"\+ train .*resumed", err)
     assert "base [tiny]  0.500 [0.250,\u00a00.750]" in out
-    assert "mini-2 finished" in out and "1 computed before, 1 resumed, 1 computed" in out
+    assert f"{run_in(err)} finished" in out and "1 computed before, 1 resumed, 1 computed" in out
     assert "posttrain ui" in out and "mlflow ui --backend-store-uri sqlite:///" in out
     assert processes_of(mini.home) == []
 
@@ -64,7 +72,7 @@ def test_a_dry_run_says_what_would_be_computed_and_why(mini):
     assert re.search(r"curate +hit", out)
     assert re.search(r'train +miss +config\.method: "plus" -> "minus"', out)
     assert re.search(r"compare +miss +input policy will be made by train", out)
-    assert not (mini.home / "runs" / "mini-3.json").exists()
+    assert len(list((mini.home / "runs").glob("*.json"))) == 2
 
 
 def test_explain_says_why_each_stage_was_computed(mini):
@@ -85,7 +93,7 @@ def test_a_wrong_config_names_the_field_and_returns_2(mini):
 @pytest.fixture(scope="module")
 def ui(mini) -> Iterator[subprocess.Popen[str]]:
     process = mini.start("ui", "--prefect-port", "0", "--mlflow-port", "0")
-    wait_for((mini.home / "ui.json").exists, "the addresses", 150)
+    wait_for((mini.home / "ui.json").exists, "the addresses")
     yield process
     if process.poll() is None:
         process.kill()
@@ -130,29 +138,30 @@ def test_both_pages_are_served_on_loopback(mini, ui, scheduled):
 
 
 def test_a_run_appears_live_in_the_served_prefect(mini, ui, scheduled):
-    out, _ = mini.posttrain("run", mini.recipe, "--set", "train.steps=12")
+    out, err = mini.posttrain("run", mini.recipe, "--set", "train.steps=12")
     assert "3 computed before" in out and addresses(mini)["prefect"] in out
-    runs = post(f"{addresses(mini)['prefect']}/api/flow_runs/filter", {"flow_runs": {"name": {"any_": ["mini-3"]}}})
+    runs = post(f"{addresses(mini)['prefect']}/api/flow_runs/filter", {"flow_runs": {"name": {"any_": [run_in(err)]}}})
     assert [run["state"]["type"] for run in runs] == ["COMPLETED"]
 
 
 def test_a_failed_stage_returns_1_and_says_where_its_log_is(mini, ui):
     _, err = mini.posttrain("run", mini.recipe, "--set", "train.trouble=config", "--set", "train.steps=5", code=1)
-    assert "mini-4 failed: train: train.trouble is 'config': leave it out" in err
+    assert f"{run_in(err)} failed: train: train.trouble is 'config': leave it out" in err
     assert "Traceback" not in err
     log = re.search(r"The log of train: (\S+)", err)
     assert log is not None and Path(log.group(1)).exists()
-    assert record(mini.home, "mini-4")["status"] == "failed"
+    assert record(mini.home, run_in(err))["status"] == "failed"
 
 
-@pytest.mark.parametrize(("sign", "code", "name"), [(signal.SIGTERM, 143, "mini-5"), (signal.SIGINT, 130, "mini-6")])
-def test_a_stopped_run_saves_and_returns_the_code_of_its_signal(mini, ui, sign, code, name):
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_saves_and_returns_the_code_of_its_signal(mini, ui, sign, code):
     before = steps_done(mini.home)
     process = mini.start("run", mini.recipe, *SLOWLY)
     wait_for(lambda: steps_done(mini.home) > before + 1, "two steps")
     os.killpg(process.pid, sign) if sign == signal.SIGINT else process.send_signal(sign)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == code, out + err
+    name = run_in(err)
     assert f"{name} was stopped. The same command goes on from here" in err and "Traceback" not in err
     assert record(mini.home, name)["status"] == "stopped"
     assert record(mini.home, name)["stages"]["train"]["outcome"] == "failed"
@@ -168,7 +177,7 @@ def test_the_scheduler_creates_runs(mini, ui, scheduled):
         found[:] = post(f"{api}/flow_runs/filter", body)
         return len(found) >= 3
 
-    wait_for(some, "three scheduled runs", 40)
+    wait_for(some, "three scheduled runs", 120)
 
 
 def test_ctrl_c_stops_both_servers(mini, ui):
