@@ -36,7 +36,7 @@ from models.run import Run, write_atomic
 from models.worker import call_entry, encode_input, load_entry
 from tasks import tracking
 from tasks.cache import NoRecord, recorded, stage_policy
-from tasks.device import device_slot
+from tasks.device import device_slot, visible_gpus
 from tasks.home import home
 from tasks.key import PROJECT, Closure, Project, closure, digest_key, explain_miss, key_document, save_document
 from tasks.locks import try_lock
@@ -44,6 +44,7 @@ from tasks.plan import Pending, PlanEntry, current_plan, planning
 from tasks.process import Limits, Progress, Result, StageOOM, StageProcessError, run_process, tell
 from tasks.registry import Outcome, current_run, record_stage
 from tasks.store import Artifact, Store
+from tasks.tracked import is_model
 
 __all__ = ["Pending", "Stage", "StageContext", "planning", "stage"]
 
@@ -149,7 +150,6 @@ class StageContext:
             StageProcessError: the process failed; its subclasses say how.
         """
         self._require_space()
-        self._require_memory()
         self.call.checkpoints.mkdir(parents=True, exist_ok=True)
         staging = self.store.new_staging()
         try:
@@ -169,8 +169,11 @@ class StageContext:
         self.store.require_space(needed + SPARE_BYTES, self.label)
 
     def _require_memory(self) -> None:
-        models = [artifact for artifact in self.call.artifacts.values() if artifact.kind in ("policy", "reward_model")]
-        needed = estimate(self.call.stage.name, self.call.config, shape_of(self.store.folder(models[0].digest))) if models else None
+        """Called when the device is ours: before that, what another stage holds would count as taken."""
+        models = [self.store.folder(artifact.digest) for artifact in self.call.artifacts.values() if is_model(artifact.kind)]
+        if visible_gpus() or not models or not (models[0] / "config.json").exists():
+            return
+        needed = estimate(self.call.stage.name, self.call.config, shape_of(models[0]))
         free = available_bytes()
         if needed is not None and needed.total > free:
             raise ValueError(
@@ -196,6 +199,7 @@ class StageContext:
         stage = self.call.stage
         slot = device_slot(self.store, self._say_waiting) if stage.device else nullcontext({})
         with slot as device:
+            self._require_memory()
             tell(Progress(self.label, "running"))
             return run_process(self._spec(config, seed, inputs, staging, device), staging, self.label, stage.limits, self.log)
 
