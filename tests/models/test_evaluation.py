@@ -20,7 +20,7 @@ from models.loading import load_policy
 from models.logprobs import token_logps
 from models.rendering import eos_ids
 from models.rewards import score_groups
-from models.run import Run
+from models.run import Run, Stopped
 from models.seeds import derive_seed
 
 CONFIG = EvaluateConfig(samples_per_prompt=2, sampling=SamplingConfig(max_tokens=5), chunk_prompts=2, micro_batch_tokens=64)
@@ -82,6 +82,13 @@ def test_the_reward_model_as_the_judge(evaluated: Callable[..., Any], base: Path
     assert "eval/accuracy" not in found["summary"] and "eval/score" in found["summary"]
     with pytest.raises(ValueError, match="judge is reward_model, but"):
         evaluate(config, policy=base, reference=base, data=tables, seed=0, run=run)
+
+
+def test_sigterm_stops_in_the_middle_of_a_chunk(run: Run, base: Path, tables: Path):
+    run._asked_to_stop = True
+    with pytest.raises(Stopped):
+        evaluate(CONFIG, policy=base, reference=base, data=tables, seed=3, run=run)
+    assert not list(run.checkpoints.glob("answers-*")) and not list(run.out.iterdir())
 
 
 def test_a_summary_by_hand():

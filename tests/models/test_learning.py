@@ -104,7 +104,7 @@ ROUNDS = {"iterations": 2, "prompts_per_iteration": 4, "samples_per_prompt": 3, 
 PAIRS, ON_POLICY = ("policy", "preferences"), ("policy", "data", "reward")
 STAGES: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
     "sft": (sft, SFTConfig(batch_size=5, normaliser="sequence_mean", optim=smooth(0.3)), ("base", "data")),
-    "reward_model": (reward_model, RewardModelConfig(batch_size=5, optim=smooth(0.3)), PAIRS),
+    "reward_model": (reward_model, RewardModelConfig(batch_size=5, use_margin=True, optim=smooth(0.3)), PAIRS),
     "dpo": (dpo, DPOConfig(batch_size=5, optim=smooth(0.3)), PAIRS),
     "rejection_sampling": (rejection_sampling, RejectionSamplingConfig(batch_size=4, optim=smooth(0.3)), (*PAIRS, "reward")),
     "grpo": (grpo, GRPOConfig(**ROUNDS, reward="reward_model", minibatches=2, optim=smooth(0.3)), ON_POLICY),

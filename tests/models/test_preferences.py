@@ -11,7 +11,7 @@ from data.tables import read_table
 from models.configs.preferences import PreferencesConfig
 from models.configs.sampling import SamplingConfig
 from models.preferences import collect, load_judge, pairs_of, rank
-from models.run import Run
+from models.run import Run, Stopped
 
 PROMPT = Prompt("p", "toy", (Message("user", "?"),), "1", "number")
 
@@ -115,6 +115,29 @@ def test_fewer_prompts_and_nothing_held_out(base: Path, tables: Path, run: Run, 
     collect(config.model_copy(update={"prompts": 3, "test_share": 0.0}), policy=base, data=tables, seed=0, run=run)
     assert len(read_table(run.out / "rankings.parquet", Ranking)) == 3
     assert not (run.out / "test_preferences.parquet").exists()
+
+
+def test_seeds_and_chunks_sample_apart(base: Path, tables: Path, new_run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = write_judge(tmp_path, monkeypatch, "wordy", "return len(text.encode())")
+    same = read_table(tables / "prompts.parquet", Prompt)[:1] * 2
+    monkeypatch.setattr("models.preferences.read_table", lambda *_: same)
+
+    def completions(name: str, seed: int, chunk: int) -> list[tuple[str, ...]]:
+        run = new_run(name)
+        collect(config.model_copy(update={"chunk_prompts": chunk, "test_share": 0.0}), policy=base, data=tables, seed=seed, run=run)
+        return [r.completions for r in read_table(run.out / "rankings.parquet", Ranking)]
+
+    first, second = completions("a", 0, 1)
+    assert first != second, "the same prompt in another chunk"
+    assert completions("b", 0, 1) == [first, second]
+    assert completions("c", 1, 1)[0] != first
+
+
+def test_sigterm_stops_in_the_middle_of_a_chunk(base: Path, tables: Path, run: Run):
+    run._asked_to_stop = True
+    with pytest.raises(Stopped):
+        collect(PreferencesConfig(sampling=SamplingConfig(max_tokens=6)), policy=base, data=tables, seed=0, run=run)
+    assert not list(run.checkpoints.glob("sampled-*"))
 
 
 def test_a_judge_that_prefers_nothing_is_an_error(base: Path, tables: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -22,7 +22,7 @@ from models.loading import load_policy
 from models.logprobs import token_logps
 from models.losses.sums import merge
 from models.rewards import RewardModelReward, Scored, VerifierReward, reward_function
-from models.run import Run
+from models.run import Run, Stopped
 from models.training.grpo import GRPO
 from models.training.ppo import PPO
 from models.training.rollout import OnPolicy, Rollout, check_finite
@@ -134,6 +134,14 @@ def test_a_round_survives_as_json_and_tensors(make: Callable):
         assert torch.equal(own.packed.input_ids_N, wanted.packed.input_ids_N) and torch.equal(own.rows_C, wanted.rows_C)
         assert float(again.loss(own)[0].detach()) == float(algorithm.loss(wanted)[0].detach())
     assert make(PPO, config).state() == ({}, {})
+
+
+def test_sigterm_stops_in_the_middle_of_sampling(make: Callable, run: Run):
+    algorithm = make(GRPO, GRPOConfig(**ROUND))
+    run._asked_to_stop = True
+    with pytest.raises(Stopped):
+        algorithm.batches(0)
+    assert algorithm.state() == ({}, {}) and not hasattr(algorithm.reward, "groups"), "nothing was scored"
 
 
 # GRPO
