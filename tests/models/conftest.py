@@ -18,7 +18,7 @@ from data.tables import write_table
 from data.templates import load_tokenizer
 from models.configs.base_model import ScratchConfig
 from models.heads import RewardRule, new_scalar, save_scalar
-from models.loading import load_policy
+from models.loading import copy_tokenizer, load_policy
 from models.run import Run, read_journal
 from models.scratch import make_scratch
 from models.worker import encode_input
@@ -67,6 +67,15 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another policy of the same shape."""
     return save_base(tmp_path_factory.mktemp("other"), seed=5)
+
+
+@pytest.fixture(scope="session")
+def half(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``base`` in bfloat16."""
+    folder = tmp_path_factory.mktemp("half")
+    load_policy(base).bfloat16().save_pretrained(folder)
+    copy_tokenizer(base, folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -41,6 +41,7 @@ class Case:
 
 
 PREFERENCES = {"policy": "base", "preferences": "tables"}
+HALF = {"policy": "half", "preferences": "tables"}  # bfloat16 weights, float32 masters
 ON_POLICY = {"policy": "base", "data": "tables", "reward": "reward_folder"}
 BATCHES = {"batch_size": 4, "micro_batch_tokens": 60, "optim": FAST}
 ROUNDS = {"prompts_per_iteration": 4, "sampling": SHORT, "optim": FAST, "micro_batch_tokens": 60, "missing_eos_penalty": 0.5}
@@ -60,7 +61,7 @@ CASES = {
         [("step:2", None), ("step:4", 2), ("stop:2", 4)],
     ),
     "dpo": Case(
-        "models.training.dpo:train", DPOConfig(epochs=2, checkpoint=EVERY_OTHER, **BATCHES), PREFERENCES, [("stop:3", 3), ("step:2", 4)]
+        "models.training.dpo:train", DPOConfig(epochs=2, checkpoint=EVERY_OTHER, **BATCHES), HALF, [("stop:3", 3), ("step:2", 4)]
     ),
     "rejection_sampling": Case(
         "models.training.rejection_sampling:train",
@@ -84,7 +85,7 @@ CASES = {
     "grpo, two updates a round": Case(
         "models.training.grpo:train",
         GRPOConfig(iterations=3, minibatches=2, samples_per_prompt=3, reward="reward_model", checkpoint=EVERY_UPDATE, **ROUNDS),
-        ON_POLICY,
+        ON_POLICY | {"policy": "half"},
         [("step:2", 1), ("rollout:1", 2), ("stop:1", 3)],
     ),
     "preferences": Case(
