@@ -25,7 +25,7 @@ from tasks.tracking import pipeline
 class RLVRConfig(StageConfig):
     """Settings of every stage of the flow ``rlvr``."""
 
-    seed: int = Field(0, ge=0, description="Seed of every stage: data split, sampling, order of examples.")
+    seed: int = Field(default=0, ge=0, description="Seed of every stage: data split, sampling, order of examples.")
     base_model: BaseModelConfig = Field(default_factory=BaseModelConfig, description="Which model everything starts from.")
     curate: CurateConfig = Field(default_factory=CurateConfig, description="Data: sources, splits, filters.")
     sft: SFTConfig = Field(default_factory=SFTConfig, description="Supervised fine-tuning.")

@@ -18,7 +18,7 @@ from models.configs.evaluation import EvaluateConfig
 from models.generation import Completion, generate
 from models.heads import load_scalar
 from models.loading import load_policy
-from models.rendering import eos_ids
+from models.rendering import eos_ids, text_of
 from models.rewards import score_groups
 from models.run import Run, Stopped
 from models.seeds import derive_seed
@@ -78,7 +78,7 @@ class Evaluator:
         return generate(self.model, ids, sampling, samples=samples, eos_ids=self.ends, seed=seed, on_step=self._stop_if_asked)
 
     def _judged(self, prompt: Prompt, completion: Completion) -> dict[str, Any]:
-        text = self.tokenizer.decode(completion.tokens, skip_special_tokens=True)
+        text = text_of(self.tokenizer, completion.tokens)
         answer = {"text": text, "tokens": completion.tokens, "finished": completion.finished}
         if self.config.judge == "reward_model":
             return answer

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from data.packing import Group, pack
 from models.attention import DecodeLayout, PackedLayout
 from models.configs.sampling import SamplingConfig
-from models.logprobs import NO_MASK, hidden_states
+from models.logprobs import NO_MASK, head_weight, hidden_states
 from models.seeds import derive_seed
 
 KEEP_SHARE = 0.8  # rows are compacted when fewer than this share of them is still running
@@ -29,7 +30,7 @@ class Completion:
 
 @torch.no_grad()
 def generate(
-    policy: nn.Module,
+    policy: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     sampling: SamplingConfig,
     *,
@@ -67,7 +68,7 @@ def generate(
 
 def _generate_wave(policy, prompts, rows: list[Completion], samples, sampling, eos_ids, noise, on_step, on_tokens) -> None:
     layout, hidden_RE = _prefill(policy, prompts, samples, sampling.max_tokens)
-    head_VE = policy.get_output_embeddings().weight
+    head_VE = head_weight(policy)
     running = list(range(len(rows)))
     for step in range(sampling.max_tokens):
         if on_step is not None:

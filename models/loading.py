@@ -38,7 +38,8 @@ def load_backbone(folder: Path, device: torch.device | str = "cpu", trainable: b
 
 def _ready(model: PreTrainedModel, device: torch.device | str, trainable: bool) -> PreTrainedModel:
     model.requires_grad_(trainable)
-    return model.eval().to(device)
+    nn.Module.to(model.eval(), device)
+    return model
 
 
 def save_policy(model: nn.Module, parent: Path, out: Path) -> None:

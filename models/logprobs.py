@@ -6,6 +6,7 @@ Axes: ``N`` packed tokens, ``S`` scored tokens, ``C`` completions, ``V`` vocabul
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
 from data.packing import Packed
 from models.attention import PackedLayout
@@ -27,7 +28,7 @@ def hidden_states(backbone: nn.Module, packed: Packed, layout: PackedLayout | No
     return output.last_hidden_state[0]
 
 
-def token_logps(policy: nn.Module, packed: Packed, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def token_logps(policy: PreTrainedModel, packed: Packed, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """Log-probability and entropy of every scored token.
 
     logp_S = z[target] - logsumexp(z), entropy_S = logsumexp(z) - sum softmax(z) z, with z = logits / temperature, in float32.
@@ -41,7 +42,14 @@ def token_logps(policy: nn.Module, packed: Packed, temperature: float = 1.0) -> 
         ``logp_S`` in nats, differentiable, and ``entropy_S`` in nats, not differentiable unless it is asked for by autograd.
     """
     hidden_SE = hidden_states(policy.base_model, packed)[packed.source_S]
-    return head_logps(hidden_SE, policy.get_output_embeddings().weight, packed.target_S, temperature)
+    return head_logps(hidden_SE, head_weight(policy), packed.target_S, temperature)
+
+
+def head_weight(policy: PreTrainedModel) -> Tensor:
+    """The language-model head: ``[V, E]``."""
+    head = policy.get_output_embeddings()
+    assert isinstance(head, nn.Linear)
+    return head.weight
 
 
 def head_logps(hidden_SE: Tensor, head_VE: Tensor, target_S: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from models.run import Run
 
@@ -94,6 +94,7 @@ def _model_from(gguf: Path) -> LlamaForCausalLM:
     # The loaded object stays marked as quantised and cannot be saved: its dequantised weights move into a plain model.
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = loaded.config
+    assert isinstance(config, LlamaConfig)
     for leftover in ("quantization_config", "_model_name_or_path"):
         if hasattr(config, leftover):
             delattr(config, leftover)

@@ -18,7 +18,7 @@ from models.chunks import map_chunks
 from models.configs.preferences import PreferencesConfig
 from models.generation import generate
 from models.loading import load_policy
-from models.rendering import eos_ids
+from models.rendering import eos_ids, text_of
 from models.run import Run, Stopped
 from models.seeds import derive_seed
 
@@ -78,7 +78,7 @@ def _sample(config: PreferencesConfig, policy: Path, prompts: list[Prompt], seed
             seed=derive_seed(seed, "preferences", number),
             on_step=stop_if_asked,
         )
-        return [[tokenizer.decode(c.tokens, skip_special_tokens=True) for c in row] for row in rows]
+        return [[text_of(tokenizer, c.tokens) for c in row] for row in rows]
 
     return map_chunks(run, "sampled", prompts, config.chunk_prompts, sample)
 

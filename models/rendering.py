@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from data.packing import Group
-from data.records import Message, Messages, Preference
-from data.templates import render_demonstration, render_prompt
+from data.records import Messages, Preference
+from data.templates import render_completion, render_demonstration, render_prompt
 from models.run import Run
 
 
@@ -27,9 +28,7 @@ def demonstration_group(tokenizer: PreTrainedTokenizerBase, messages: Messages) 
 
 def completion_ids(tokenizer: PreTrainedTokenizerBase, prompt: Messages, completion: str) -> list[int]:
     """Tokens of an answer to a prompt, its end-of-turn token included."""
-    ids, trained = render_demonstration(tokenizer, (*prompt, Message("assistant", completion)))
-    end = len(trained) - trained[::-1].index(True)
-    return list(ids[len(render_prompt(tokenizer, prompt)) : end])
+    return render_completion(tokenizer, prompt, completion)
 
 
 def pair_group(tokenizer: PreTrainedTokenizerBase, pair: Preference) -> Group:
@@ -58,11 +57,14 @@ def eos_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokens that end a completion: the tokenizer's, and those that the model's generation settings name."""
     from transformers import GenerationConfig
 
-    ids = {tokenizer.eos_token_id}
-    if (folder / "generation_config.json").is_file():
-        named = GenerationConfig.from_pretrained(folder).eos_token_id
-        ids |= set(named if isinstance(named, list) else [named])
-    found = sorted(i for i in ids if i is not None)
+    named: Any = GenerationConfig.from_pretrained(folder).eos_token_id if (folder / "generation_config.json").is_file() else []
+    own: Any = tokenizer.eos_token_id
+    found = {i for i in [own, *(named if isinstance(named, list) else [named])] if i is not None}
     if not found:
         raise ValueError(f"{folder} names no end-of-turn token: set eos_token in its tokenizer_config.json")
-    return found
+    return sorted(found)
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    """The words of a completion, control tokens left out."""
+    return str(tokenizer.decode(list(tokens), skip_special_tokens=True))

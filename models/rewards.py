@@ -15,6 +15,7 @@ from data.packing import Group, pack, split_by_tokens
 from data.records import Prompt
 from data.verifiers import verify
 from models.heads import ScalarModel, load_scalar
+from models.rendering import text_of
 
 
 @torch.no_grad()
@@ -48,7 +49,7 @@ class VerifierReward:
         failures = 0
         rows = []
         for prompt, group in zip(prompts, groups, strict=True):
-            verdicts = [verify(prompt, self.tokenizer.decode(c, skip_special_tokens=True)) for c in group.completions]
+            verdicts = [verify(prompt, text_of(self.tokenizer, c)) for c in group.completions]
             failures += sum(v.error is not None for v in verdicts)
             rows.append([v.score for v in verdicts])
         return Scored(rows, failures)

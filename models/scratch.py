@@ -40,9 +40,9 @@ def make_scratch(config: ScratchConfig, seed: int) -> tuple[LlamaForCausalLM, Pr
         num_key_value_heads=config.kv_heads,
         max_position_embeddings=config.max_position,
         tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=SPECIAL.index("<|im_start|>"),
+        eos_token_id=SPECIAL.index("<|im_end|>"),
+        pad_token_id=SPECIAL.index("<|endoftext|>"),
     )
     torch.manual_seed(derive_seed(seed, "scratch"))
     return LlamaForCausalLM(shape), tokenizer

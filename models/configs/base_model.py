@@ -13,12 +13,12 @@ from models.precision import resolve_dtype
 class ScratchConfig(StageConfig):
     """Sizes of a Llama-shaped model with random weights and a byte tokenizer (kind = scratch)."""
 
-    hidden_size: int = Field(128, ge=8, description="Width of the hidden states.")
-    intermediate_size: int = Field(384, ge=8, description="Width of the feed-forward layer.")
-    layers: int = Field(4, ge=1, description="Decoder layers.")
-    heads: int = Field(4, ge=1, description="Query heads; hidden_size must be a multiple.")
-    kv_heads: int = Field(2, ge=1, description="Key-value heads; heads must be a multiple.")
-    max_position: int = Field(512, ge=16, description="Longest sequence, in tokens.")
+    hidden_size: int = Field(default=128, ge=8, description="Width of the hidden states.")
+    intermediate_size: int = Field(default=384, ge=8, description="Width of the feed-forward layer.")
+    layers: int = Field(default=4, ge=1, description="Decoder layers.")
+    heads: int = Field(default=4, ge=1, description="Query heads; hidden_size must be a multiple.")
+    kv_heads: int = Field(default=2, ge=1, description="Key-value heads; heads must be a multiple.")
+    max_position: int = Field(default=512, ge=16, description="Longest sequence, in tokens.")
 
     @model_validator(mode="after")
     def _divisible(self) -> "ScratchConfig":
@@ -33,16 +33,17 @@ class ScratchConfig(StageConfig):
 class BaseModelConfig(StageConfig):
     """A base model by hub id, local folder, packaged name, or made from scratch."""
 
-    kind: Literal["packaged", "folder", "hub", "scratch"] = Field("packaged", description="Where the model comes from.")
+    kind: Literal["packaged", "folder", "hub", "scratch"] = Field(default="packaged", description="Where the model comes from.")
     name: str = Field(
-        "smollm2-135m-instruct", description="Packaged name, path of a folder in transformers' format, or hub id; not read for scratch."
+        default="smollm2-135m-instruct",
+        description="Packaged name, path of a folder in transformers' format, or hub id; not read for scratch.",
     )
-    revision: str = Field("main", description="Branch, tag or commit of a hub model.")
+    revision: str = Field(default="main", description="Branch, tag or commit of a hub model.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Weight type; auto = bfloat16 where the processor computes in it, else float32."
+        default="auto", description="Weight type; auto = bfloat16 where the processor computes in it, else float32."
     )
     chat_template: str = Field(
-        "",
+        default="",
         description="Chat template instead of the model's own: path of a .jinja file, or 'chatml' (no default system turn).",
     )
     scratch: ScratchConfig = Field(default_factory=ScratchConfig, description="Sizes for kind = scratch.")

@@ -12,23 +12,24 @@ class EvaluateConfig(StageConfig):
     """Judge a policy on held-out prompts, the same for every policy."""
 
     judge: Literal["verifier", "reward_model"] = Field(
-        "verifier", description="Who scores answers: the prompts' own verifier, or the reward model, for data without right answers."
+        default="verifier",
+        description="Who scores answers: the prompts' own verifier, or the reward model, for data without right answers.",
     )
-    prompts: int = Field(0, ge=0, description="Held-out prompts to use; 0 = all.")
-    samples_per_prompt: int = Field(1, ge=1, description="Completions sampled for each prompt.")
+    prompts: int = Field(default=0, ge=0, description="Held-out prompts to use; 0 = all.")
+    samples_per_prompt: int = Field(default=1, ge=1, description="Completions sampled for each prompt.")
     sampling: SamplingConfig = Field(
         default_factory=SamplingConfig, description="How they are sampled; at temperature 1 the KL estimate is unbiased."
     )
-    greedy: bool = Field(True, description="Also answer each prompt with the most likely tokens.")
-    chunk_prompts: int = Field(128, ge=1, description="Prompts between two saves.")
-    micro_batch_tokens: int = Field(8192, ge=16, description="Tokens of a forward pass.")
+    greedy: bool = Field(default=True, description="Also answer each prompt with the most likely tokens.")
+    chunk_prompts: int = Field(default=128, ge=1, description="Prompts between two saves.")
+    micro_batch_tokens: int = Field(default=8192, ge=16, description="Tokens of a forward pass.")
 
 
 class ComparisonConfig(StageConfig):
     """The table at the end of a flow."""
 
-    baseline: str = Field("sft", description="Policy that the others are compared with.")
+    baseline: str = Field(default="sft", description="Policy that the others are compared with.")
     primary: Literal["accuracy", "accuracy_greedy"] = Field(
-        "accuracy", description="The accuracy in the table's first column: of sampled completions, or of greedy ones."
+        default="accuracy", description="The accuracy in the table's first column: of sampled completions, or of greedy ones."
     )
-    resamples: int = Field(10_000, ge=100, description="Bootstrap resamples over prompts.")
+    resamples: int = Field(default=10_000, ge=100, description="Bootstrap resamples over prompts.")

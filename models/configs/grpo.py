@@ -8,10 +8,10 @@ from models.configs.policy_gradient import PolicyGradientConfig, RewardSource
 class GRPOConfig(PolicyGradientConfig):
     """Group-relative policy optimisation: a completion's advantage is its reward against its siblings'."""
 
-    reward: RewardSource = Field("verifier", description="Who scores completions.")
-    samples_per_prompt: int = Field(8, ge=2, description="Completions of each prompt, compared with each other.")
+    reward: RewardSource = Field(default="verifier", description="Who scores completions.")
+    samples_per_prompt: int = Field(default=8, ge=2, description="Completions of each prompt, compared with each other.")
     kl_coefficient: float = Field(
-        0.02, ge=0, description="Weight of the KL to the reference (k3 estimate) in the loss; 0 = no reference is run."
+        default=0.02, ge=0, description="Weight of the KL to the reference (k3 estimate) in the loss; 0 = no reference is run."
     )
 
     @model_validator(mode="after")

@@ -15,18 +15,20 @@ RewardSource = Literal["reward_model", "verifier"]
 class PolicyGradientConfig(StageConfig):
     """Sample from the policy, score, update; again and again."""
 
-    iterations: int = Field(20, ge=1, description="Rounds of sampling and updating.")
-    prompts_per_iteration: int = Field(16, ge=1, description="Prompts sampled in a round.")
-    samples_per_prompt: int = Field(4, ge=1, description="Completions of each prompt.")
-    epochs: int = Field(1, ge=1, description="Passes over a round's completions.")
-    minibatches: int = Field(1, ge=1, description="Optimiser updates a pass; divides prompts_per_iteration.")
-    clip: float = Field(0.2, gt=0, lt=1, description="Probability ratios outside 1 +- clip earn nothing more.")
-    missing_eos_penalty: float = Field(0.0, ge=0, description="Subtracted from the reward of a completion that was cut off at its longest.")
+    iterations: int = Field(default=20, ge=1, description="Rounds of sampling and updating.")
+    prompts_per_iteration: int = Field(default=16, ge=1, description="Prompts sampled in a round.")
+    samples_per_prompt: int = Field(default=4, ge=1, description="Completions of each prompt.")
+    epochs: int = Field(default=1, ge=1, description="Passes over a round's completions.")
+    minibatches: int = Field(default=1, ge=1, description="Optimiser updates a pass; divides prompts_per_iteration.")
+    clip: float = Field(default=0.2, gt=0, lt=1, description="Probability ratios outside 1 +- clip earn nothing more.")
+    missing_eos_penalty: float = Field(
+        default=0.0, ge=0, description="Subtracted from the reward of a completion that was cut off at its longest."
+    )
     sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="How completions are sampled.")
     optim: OptimConfig = Field(
         default_factory=lambda: OptimConfig(learning_rate=2e-6, schedule="constant"), description="Optimiser of the policy."
     )
-    micro_batch_tokens: int = Field(4096, ge=16, description="Tokens of a forward and backward pass.")
+    micro_batch_tokens: int = Field(default=4096, ge=16, description="Tokens of a forward and backward pass.")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="How often to save for resume.")
 
     @model_validator(mode="after")

@@ -11,16 +11,19 @@ from models.configs.sampling import SamplingConfig
 class PreferencesConfig(StageConfig):
     """Sample several completions a prompt, let a judge score them, pair better with worse."""
 
-    prompts: int = Field(0, ge=0, description="Prompts to use; 0 = all.")
-    samples_per_prompt: int = Field(4, ge=2, description="Completions of each prompt.")
+    prompts: int = Field(default=0, ge=0, description="Prompts to use; 0 = all.")
+    samples_per_prompt: int = Field(default=4, ge=2, description="Completions of each prompt.")
     sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="How completions are sampled.")
     judge: Literal["verifier", "callable"] = Field(
-        "verifier", description="Who scores completions: the prompt's own verifier, or a Python function."
+        default="verifier", description="Who scores completions: the prompt's own verifier, or a Python function."
     )
     judge_callable: str = Field(
-        "", description="module:function taking (data.records.Prompt, completion text) and returning a number; for judge = callable."
+        default="",
+        description="module:function taking (data.records.Prompt, completion text) and returning a number; for judge = callable.",
     )
-    pairs_per_prompt: int = Field(1, ge=1, description="Pairs made from a prompt's completions, the widest gaps first.")
-    min_gap: float = Field(0.0, ge=0, description="Pairs whose scores differ by this or less are ties and make no pair.")
-    test_share: float = Field(0.1, ge=0, lt=1, description="Share of the prompts whose pairs are held out, to measure the reward model.")
-    chunk_prompts: int = Field(64, ge=1, description="Prompts sampled between two saves.")
+    pairs_per_prompt: int = Field(default=1, ge=1, description="Pairs made from a prompt's completions, the widest gaps first.")
+    min_gap: float = Field(default=0.0, ge=0, description="Pairs whose scores differ by this or less are ties and make no pair.")
+    test_share: float = Field(
+        default=0.1, ge=0, lt=1, description="Share of the prompts whose pairs are held out, to measure the reward model."
+    )
+    chunk_prompts: int = Field(default=64, ge=1, description="Prompts sampled between two saves.")

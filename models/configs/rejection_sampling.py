@@ -11,10 +11,10 @@ class RejectionSamplingConfig(SFTConfig):
     """Fine-tuning on the best of several sampled completions."""
 
     select: Literal["top_per_prompt", "top_k_overall"] = Field(
-        "top_per_prompt", description="Keep the best completion of each prompt, or the best of all (which favours easy prompts)."
+        default="top_per_prompt", description="Keep the best completion of each prompt, or the best of all (which favours easy prompts)."
     )
-    keep: int = Field(0, ge=0, description="How many completions to keep in all, the best first; 0 = one a prompt.")
+    keep: int = Field(default=0, ge=0, description="How many completions to keep in all, the best first; 0 = one a prompt.")
     score: Literal["reward_model", "judge"] = Field(
-        "reward_model", description="Who ranks the completions: the trained reward model, or the judge of the preference stage."
+        default="reward_model", description="Who ranks the completions: the trained reward model, or the judge of the preference stage."
     )
-    min_score: float = Field(-1e6, description="Completions scored lower are not kept; the default keeps any.")
+    min_score: float = Field(default=-1e6, description="Completions scored lower are not kept; the default keeps any.")

@@ -9,11 +9,13 @@ class SamplingConfig(StageConfig):
     """Decoding settings of the sampler."""
 
     temperature: float = Field(
-        1.0, ge=0, le=10, description="Divides the logits; 1 samples from the policy itself, 0 takes the most likely token."
+        default=1.0, ge=0, le=10, description="Divides the logits; 1 samples from the policy itself, 0 takes the most likely token."
     )
-    top_k: int = Field(0, ge=0, description="Sample among this many most likely tokens; 0 = all.")
-    top_p: float = Field(1.0, gt=0, le=1, description="Sample among the most likely tokens that hold this share of the mass; 1 = all.")
-    max_tokens: int = Field(64, ge=1, le=8192, description="Longest completion, in tokens, the end-of-turn token included.")
+    top_k: int = Field(default=0, ge=0, description="Sample among this many most likely tokens; 0 = all.")
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="Sample among the most likely tokens that hold this share of the mass; 1 = all."
+    )
+    max_tokens: int = Field(default=64, ge=1, le=8192, description="Longest completion, in tokens, the end-of-turn token included.")
     max_rows: int = Field(
-        256, ge=1, description="Completions generated at once. It orders the sampling noise, so it is part of the result."
+        default=256, ge=1, description="Completions generated at once. It orders the sampling noise, so it is part of the result."
     )

@@ -12,15 +12,15 @@ from models.configs.optimisation import OptimConfig
 class SFTConfig(StageConfig):
     """Imitation of demonstrations, full weights."""
 
-    epochs: float = Field(1.0, gt=0, description="Passes over the demonstrations.")
-    batch_size: int = Field(32, ge=1, description="Demonstrations an update.")
-    max_updates: int = Field(0, ge=0, description="Stop after this many optimiser updates; 0 = after the epochs.")
+    epochs: float = Field(default=1.0, gt=0, description="Passes over the demonstrations.")
+    batch_size: int = Field(default=32, ge=1, description="Demonstrations an update.")
+    max_updates: int = Field(default=0, ge=0, description="Stop after this many optimiser updates; 0 = after the epochs.")
     normaliser: Literal["token_mean", "sequence_mean", "sum"] = Field(
-        "token_mean", description="Denominator of the loss: tokens of the whole batch, each sequence's own length, or none."
+        default="token_mean", description="Denominator of the loss: tokens of the whole batch, each sequence's own length, or none."
     )
     optim: OptimConfig = Field(default_factory=lambda: OptimConfig(learning_rate=2e-5), description="Optimiser.")
     micro_batch_tokens: int = Field(
-        4096, ge=16, description="Tokens of a forward and backward pass; an update is as many passes as it takes."
+        default=4096, ge=16, description="Tokens of a forward and backward pass; an update is as many passes as it takes."
     )
-    max_tokens: int = Field(2048, ge=8, description="Demonstrations longer than this, in tokens, are left out and counted.")
+    max_tokens: int = Field(default=2048, ge=8, description="Demonstrations longer than this, in tokens, are left out and counted.")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="How often to save for resume.")
