@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from tasks import owner, provenance
+from tasks import owner, provenance, registry
 from tasks.home import home
 from tasks.locks import file_lock
 from tasks.plan import current_plan
@@ -88,7 +88,9 @@ def pipeline(name: str, params: Params, tags: Mapping[str, str] | None = None) -
     token = _current.set(run)
     status: Status = "FINISHED"
     try:
-        yield run
+        # A run that a worker or the Prefect UI started is recorded here, one of the command line already is: gc spares what runs made.
+        with registry.recording(name, params, getattr(params, "seed", None)):
+            yield run
     except BaseException as error:
         status = status_of(error)
         raise

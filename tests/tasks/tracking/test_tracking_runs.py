@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tasks import provenance, recorder, tracked, tracking
+from tasks import provenance, recorder, registry, tracked, tracking
 from tasks.plan import planning
 from tasks.store import Artifact
 
@@ -35,6 +35,15 @@ def test_a_pipeline_is_one_run_with_a_child_a_stage(mlflow, tmp_path):
     assert parent.data.tags["recipe"] == "tiny" and "mlflow.parentRunId" not in parent.data.tags
     assert [child.info.run_name for child in children] == ["sft", "dpo"]
     assert {child.data.tags["mlflow.parentRunId"] for child in children} == {parent.info.run_id}
+
+
+def test_a_run_that_no_command_started_is_recorded_too(mlflow):
+    with tracking.pipeline("rlhf", {"seed": 3}):
+        assert registry.current_run() is not None
+    assert [(run.recipe, run.status) for run in registry.runs()] == [("rlhf", "finished")]
+    with registry.recording("mine", {}), tracking.pipeline("rlhf", {}):
+        pass
+    assert sorted(run.recipe for run in registry.runs()) == ["mine", "rlhf"]
 
 
 def test_a_stage_shows_its_config_every_step_and_where_it_comes_from(mlflow, tmp_path):
