@@ -1,10 +1,11 @@
 """What a user may set about data. Pydantic only: importing this loads neither torch nor a dataset library."""
 
-import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from data.files import sha256_of
 
 Form = Literal["auto", "messages", "prompt_completion", "preference", "label", "alpaca", "hh", "ranked"]
 VerifierName = Literal["none", "reasoning_gym", "math", "number", "exact"]
@@ -146,9 +147,4 @@ class CurateConfig(BaseModel):
 
     def cache_extra(self) -> dict[str, str]:
         """SHA-256 of every local data file named: a byte of data changes the stage's key."""
-        return {f"{source.name}/{path.name}": _sha256(path) for source in self.sources for path in source.paths()}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return {f"{source.name}/{path.name}": sha256_of(path) for source in self.sources for path in source.paths()}

