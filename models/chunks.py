@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from models.run import Run, Stopped, write_atomic
+from models.run import Run, write_atomic
 
 T = TypeVar("T")
 
@@ -23,6 +23,5 @@ def map_chunks(run: Run, name: str, items: Sequence[T], size: int, work: Callabl
             write_atomic(kept, json.dumps(result))
             results += result
         run.progress(number + 1, len(starts))
-        if run.stopping:
-            raise Stopped
+        run.stop_if_asked()
     return results

@@ -18,11 +18,11 @@ from models.configs.evaluation import EvaluateConfig
 from models.generation import Completion, generate
 from models.heads import load_scalar
 from models.loading import load_policy
+from models.logprobs import sequence_logps
 from models.rendering import eos_ids, text_of
 from models.rewards import score_groups
-from models.run import Run, Stopped
+from models.run import Run
 from models.seeds import derive_seed
-from models.training.dpo import sequence_logps
 
 
 def evaluate(
@@ -75,7 +75,7 @@ class Evaluator:
 
     def _generate(self, ids, sampling, samples: int, number: int) -> list[list[Completion]]:
         seed = derive_seed(self.seed, "evaluate", number)
-        return generate(self.model, ids, sampling, samples=samples, eos_ids=self.ends, seed=seed, on_step=self._stop_if_asked)
+        return generate(self.model, ids, sampling, samples=samples, eos_ids=self.ends, seed=seed, on_step=self.run.stop_if_asked)
 
     def _judged(self, prompt: Prompt, completion: Completion) -> dict[str, Any]:
         text = text_of(self.tokenizer, completion.tokens)
@@ -110,10 +110,6 @@ class Evaluator:
     def _readable(self, row: dict[str, Any]) -> dict[str, Any]:
         readable = row | {"prompt": self.tokenizer.decode(row["prompt"]), "sampled": [_without_tokens(c) for c in row["sampled"]]}
         return readable | ({"greedy": _without_tokens(row["greedy"])} if "greedy" in row else {})
-
-    def _stop_if_asked(self) -> None:
-        if self.run.stopping:
-            raise Stopped
 
 
 def _without_tokens(answer: dict[str, Any]) -> dict[str, Any]:

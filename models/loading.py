@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from models.attention import NAME as ATTENTION
 
@@ -54,10 +54,3 @@ def copy_tokenizer(parent: Path, out: Path) -> None:
     for name in TOKENIZER_FILES:
         if (parent / name).is_file():
             shutil.copyfile(parent / name, out / name)
-
-
-def parameters_of(folder: Path) -> int:
-    """How many parameters a saved model has, counted without allocating them."""
-    config = AutoConfig.from_pretrained(folder)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config).num_parameters()

@@ -3,12 +3,14 @@
 Axes: ``N`` packed tokens, ``S`` scored tokens, ``C`` completions, ``V`` vocabulary, ``E`` hidden width.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from data.packing import Packed
+from data.packing import Group, Packed, pack, split_by_tokens
 from models.attention import PackedLayout
 
 HEAD_CHUNK_TOKENS = 256  # logits of this many tokens exist at once: 256 x 49,152 x 4 bytes = 48 MiB
@@ -74,3 +76,14 @@ def _chunk_logps(hidden_SE: Tensor, head_VE: Tensor, target_S: Tensor, temperatu
     logp_SV = logits_SV.log_softmax(-1)
     logp_S = logp_SV.gather(-1, target_S[:, None])[:, 0]
     return logp_S, -(logp_SV.exp() * logp_SV).sum(-1)
+
+
+@torch.no_grad()
+def sequence_logps(policy: PreTrainedModel, groups: Sequence[Group], max_tokens: int) -> Tensor:
+    """Summed log-probability of every completion, in their order: ``[C]``, nats."""
+    parts = []
+    for part in split_by_tokens(groups, max_tokens):
+        packed = pack(part).to(policy.device)
+        logp_S, _ = token_logps(policy, packed)
+        parts.append(packed.sum_by_completion(logp_S).cpu())
+    return torch.cat(parts)

@@ -19,7 +19,7 @@ from models.configs.preferences import PreferencesConfig
 from models.generation import generate
 from models.loading import load_policy
 from models.rendering import eos_ids, text_of
-from models.run import Run, Stopped
+from models.run import Run
 from models.seeds import derive_seed
 
 Judge = Callable[[Prompt, str], Verdict]
@@ -63,10 +63,6 @@ def _sample(config: PreferencesConfig, policy: Path, prompts: list[Prompt], seed
     model = load_policy(policy, run.device)
     ends = eos_ids(policy, tokenizer)
 
-    def stop_if_asked() -> None:
-        if run.stopping:
-            raise Stopped
-
     def sample(number: int, chunk: Sequence[Prompt]) -> list[list[str]]:
         ids = [render_prompt(tokenizer, prompt.messages) for prompt in chunk]
         rows = generate(
@@ -76,7 +72,7 @@ def _sample(config: PreferencesConfig, policy: Path, prompts: list[Prompt], seed
             samples=config.samples_per_prompt,
             eos_ids=ends,
             seed=derive_seed(seed, "preferences", number),
-            on_step=stop_if_asked,
+            on_step=run.stop_if_asked,
         )
         return [[text_of(tokenizer, c.tokens) for c in row] for row in rows]
 

@@ -140,6 +140,11 @@ class Run:
         self._loop_looks = True
         return self._asked_to_stop
 
+    def stop_if_asked(self) -> None:
+        """Leave now if SIGTERM came; for places where nothing is left to save."""
+        if self.stopping:
+            raise Stopped
+
     def on_sigterm(self, signum: int, frame: object) -> None:
         """Signal handler of the worker. Code that has never looked at `stopping` has nothing to save and is left at once."""
         self._asked_to_stop = True

@@ -64,8 +64,7 @@ def fit(run: Run, algorithm: Algorithm, trainees: dict[str, Trainee], updates: i
         Stopped: SIGTERM came; a checkpoint was written first.
     """
     loop = _resume(run, algorithm, trainees)
-    if run.stopping:  # and from here on SIGTERM waits for the end of an update
-        raise Stopped
+    run.stop_if_asked()  # and from here on SIGTERM waits for the end of an update
     saved_at = time.monotonic()
     while loop.update < updates:
         try:

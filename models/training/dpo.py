@@ -6,19 +6,18 @@ Axes: ``P`` pairs, ``C`` completions (chosen and rejected in turn).
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from data.packing import Group, pack, split_by_tokens
 from models.configs.dpo import DPOConfig
 from models.loading import load_policy, save_policy
-from models.logprobs import token_logps
+from models.logprobs import sequence_logps, token_logps
 from models.losses.dpo import dpo_loss
 from models.losses.sums import Sums
 from models.run import Run
 from models.training.core import fit
 from models.training.optimiser import Trainee
-from models.training.pairs import Batch, PairAlgorithm, Pairs, count_updates, read_pairs
+from models.training.order import updates_for
+from models.training.pairs import Batch, PairAlgorithm, Pairs, read_pairs
 
 
 class PreferenceOptimisation(PairAlgorithm):
@@ -43,19 +42,8 @@ def train(config: DPOConfig, *, policy: Path, preferences: Path, seed: int, run:
     pairs = read_pairs(preferences / "preferences.parquet", policy, config.max_tokens, run)
     model = load_policy(policy, run.device, trainable=True)
     ref_logp_P2 = sequence_logps(model, pairs.groups, int(config.micro_batch_tokens * run.micro_batch_scale)).view(-1, 2)
-    updates = count_updates(pairs, config.batch_size, config.epochs, config.max_updates)
+    updates = updates_for(len(pairs.groups), config.batch_size, config.epochs, config.max_updates)
     algorithm = PreferenceOptimisation(model, pairs, ref_logp_P2, config, seed, run)
     loop = fit(run, algorithm, {"policy": Trainee(model, config.optim)}, updates, config.checkpoint)
     save_policy(model, policy, run.out)
     return {"updates": updates, "pairs": len(pairs.groups), "skipped_updates": loop.skipped}
-
-
-@torch.no_grad()
-def sequence_logps(policy: Any, groups: list[Group], max_tokens: int) -> Tensor:
-    """Summed log-probability of every completion, in their order: ``[C]``, nats."""
-    parts = []
-    for part in split_by_tokens(groups, max_tokens):
-        packed = pack(part).to(policy.device)
-        logp_S, _ = token_logps(policy, packed)
-        parts.append(packed.sum_by_completion(logp_S).cpu())
-    return torch.cat(parts)

@@ -50,8 +50,7 @@ class Imitation(Algorithm):
 def imitate(config: SFTConfig, parent: Path, groups: list[Group], seed: int, run: Run) -> dict[str, Any]:
     """Train the policy in ``parent`` on ``groups`` and write it to ``run.out``."""
     policy = load_policy(parent, run.device, trainable=True)
-    updates = updates_for(len(groups), config.batch_size, config.epochs)
-    updates = min(updates, config.max_updates) if config.max_updates else updates
+    updates = updates_for(len(groups), config.batch_size, config.epochs, config.max_updates)
     algorithm = Imitation(policy, groups, config, seed, run.micro_batch_scale)
     loop = fit(run, algorithm, {"policy": Trainee(policy, config.optim)}, updates, config.checkpoint)
     save_policy(policy, parent, run.out)

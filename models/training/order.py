@@ -21,6 +21,7 @@ def batch_indices(size: int, batch: int, update: int, seed: int, tag: str) -> li
     return [orders[p // size][p % size] for p in positions]
 
 
-def updates_for(size: int, batch: int, epochs: float) -> int:
-    """Updates that see each example ``epochs`` times, rounded up; at least one."""
-    return max(1, -(-round(size * epochs) // batch))
+def updates_for(size: int, batch: int, epochs: float, most: int = 0) -> int:
+    """Updates that see each example ``epochs`` times, rounded up; at least one, and not more than ``most`` unless that is 0."""
+    updates = max(1, -(-round(size * epochs) // batch))
+    return min(updates, most) if most else updates

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from data.templates import load_tokenizer
 from models.rendering import drop_long, pair_group
 from models.run import Run
 from models.training.core import Algorithm
-from models.training.order import batch_indices, updates_for
+from models.training.order import batch_indices
 
 
 @dataclass(frozen=True)
@@ -43,12 +42,6 @@ def read_pairs(path: Path, policy: Path, max_tokens: int, run: Run) -> Pairs:
     return Pairs([groups[i] for i in kept], torch.tensor([records[i].margin for i in kept], dtype=torch.float32))
 
 
-def count_updates(pairs: Pairs, batch_size: int, epochs: float, max_updates: int) -> int:
-    """Updates for so many epochs, capped."""
-    updates = updates_for(len(pairs.groups), batch_size, epochs)
-    return min(updates, max_updates) if max_updates else updates
-
-
 class PairAlgorithm(Algorithm):
     """Batches of pairs in a seeded order; the loss is the method's own."""
 
@@ -64,6 +57,3 @@ class PairAlgorithm(Algorithm):
             batches.append(Batch(pack(part).to(self.device), index_P, len(chosen)))
             begin += len(part)
         return batches
-
-    def loss(self, batch: Any) -> Any:
-        raise AssertionError("a pair algorithm must say its loss")

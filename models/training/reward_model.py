@@ -19,7 +19,8 @@ from models.rewards import score_groups
 from models.run import Run
 from models.training.core import fit
 from models.training.optimiser import Trainee
-from models.training.pairs import Batch, PairAlgorithm, Pairs, count_updates, read_pairs
+from models.training.order import updates_for
+from models.training.pairs import Batch, PairAlgorithm, Pairs, read_pairs
 
 
 class BradleyTerry(PairAlgorithm):
@@ -43,7 +44,7 @@ def train(config: RewardModelConfig, *, policy: Path, preferences: Path, seed: i
     """
     pairs = read_pairs(preferences / "preferences.parquet", policy, config.max_tokens, run)
     model = new_scalar(policy, seed, run.device)
-    updates = count_updates(pairs, config.batch_size, config.epochs, config.max_updates)
+    updates = updates_for(len(pairs.groups), config.batch_size, config.epochs, config.max_updates)
     loop = fit(run, BradleyTerry(model, pairs, config, seed, run), {"model": Trainee(model, config.optim)}, updates, config.checkpoint)
     model.requires_grad_(False)
     model.rule = _rule(model, pairs, config.micro_batch_tokens)

@@ -19,7 +19,7 @@ from models.generation import generate
 from models.logprobs import token_logps
 from models.losses.sums import Sums
 from models.rewards import RewardModelReward, VerifierReward
-from models.run import Run, Stopped
+from models.run import Run
 from models.seeds import derive_seed
 from models.training.core import Algorithm
 from models.training.order import batch_indices, permutation
@@ -107,7 +107,7 @@ class OnPolicy(Algorithm):
             samples=config.samples_per_prompt,
             eos_ids=self.eos,
             seed=derive_seed(self.seed, "rollout", iteration),
-            on_step=self._stop_if_asked,
+            on_step=self.run.stop_if_asked,
         )
         self.run.failpoint("rollout")
         rollout = Rollout([Group(self.prompt_ids[i], [c.tokens for c in row]) for i, row in zip(chosen, sampled, strict=True)])
@@ -125,10 +125,6 @@ class OnPolicy(Algorithm):
         }
         self.prepare(rollout)
         return rollout
-
-    def _stop_if_asked(self) -> None:
-        if self.run.stopping:
-            raise Stopped
 
     @torch.no_grad()
     def per_token(self, rollout: Rollout, value_of: Any) -> Tensor:
