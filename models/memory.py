@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from models.cgroups import memory_headroom
 from models.configs.base_model import BaseModelConfig
 from models.configs.grpo import GRPOConfig
 from models.configs.policy_gradient import PolicyGradientConfig
@@ -144,7 +145,5 @@ def available_bytes() -> int:
     """Memory that a new process can have: what the kernel says is available, or less where a container has a limit."""
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines() if Path("/proc/meminfo").exists() else []
     free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 2**62)
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
-    return free
+    room = memory_headroom()
+    return free if room is None else min(free, room)
