@@ -28,6 +28,26 @@ class Completion:
     finished: bool = False  # the end-of-turn token was sampled (it is the last of ``tokens``)
 
 
+class Guide:
+    """Changes what the sampler draws from, token by token: a mixture with another policy, a reward on prefixes. This one changes nothing.
+
+    It follows the same rows as the sampler: those of one wave, some of which leave when they end.
+    """
+
+    def begin(self, prompts: Sequence[Sequence[int]], samples: int, max_tokens: int) -> None:
+        """A new wave: ``samples`` rows of each prompt, prompt by prompt, of at most ``max_tokens`` new tokens."""
+
+    def adjust(self, logits_RV: Tensor) -> Tensor:
+        """The logits to sample from instead of the policy's own, in the order of the rows."""
+        return logits_RV
+
+    def advance(self, token_R: Tensor) -> None:
+        """The token that each row goes on with."""
+
+    def select(self, keep_R: Tensor) -> None:
+        """Keep only these rows."""
+
+
 @torch.no_grad()
 def generate(
     policy: PreTrainedModel,
@@ -39,6 +59,7 @@ def generate(
     seed: int,
     on_step: Callable[[], None] | None = None,
     on_tokens: Callable[[list[int]], None] | None = None,
+    guide: Guide | None = None,
 ) -> list[list[Completion]]:
     """Sample ``samples`` completions of every prompt.
 
@@ -51,6 +72,7 @@ def generate(
         seed: of the sampling noise; the same seed, prompts and weights give the same completions.
         on_step: called before each decoding step; may raise to stop.
         on_tokens: receives the newly sampled token of each running row, for streaming.
+        guide: changes the logits; the log-probabilities that are kept are then those of what was sampled from.
 
     Returns:
         One list of ``samples`` completions a prompt, in the order of the prompts.
@@ -62,18 +84,20 @@ def generate(
         members = order[begin : begin + wave]
         rows = [completion for i in members for completion in results[i]]
         noise = torch.Generator(device=policy.device).manual_seed(derive_seed(seed, "wave", number))
-        _generate_wave(policy, [prompts[i] for i in members], rows, samples, sampling, set(eos_ids), noise, on_step, on_tokens)
+        own = [prompts[i] for i in members]
+        _generate_wave(policy, own, rows, samples, sampling, set(eos_ids), noise, on_step, on_tokens, guide or Guide())
     return results
 
 
-def _generate_wave(policy, prompts, rows: list[Completion], samples, sampling, eos_ids, noise, on_step, on_tokens) -> None:
-    layout, hidden_RE = _prefill(policy, prompts, samples, sampling.max_tokens)
+def _generate_wave(policy, prompts, rows: list[Completion], samples, sampling, eos_ids, noise, on_step, on_tokens, guide) -> None:
+    layout, hidden_RE = prefill(policy, prompts, samples, sampling.max_tokens)
+    guide.begin(prompts, samples, sampling.max_tokens)
     head_VE = head_weight(policy)
     running = list(range(len(rows)))
     for step in range(sampling.max_tokens):
         if on_step is not None:
             on_step()
-        logits_RV = hidden_RE @ head_VE.T
+        logits_RV = guide.adjust(hidden_RE @ head_VE.T)
         token_R, logp_R = sample_tokens(logits_RV, sampling, noise)
         tokens = token_R.tolist()
         for r, token, logp in zip(running, tokens, logp_R.tolist(), strict=True):
@@ -90,11 +114,13 @@ def _generate_wave(policy, prompts, rows: list[Completion], samples, sampling, e
         if len(alive) <= KEEP_SHARE * len(running):
             keep = torch.tensor(alive, device=token_R.device)
             layout.select(keep)
+            guide.select(keep)
             token_R, running = token_R[keep], [running[i] for i in alive]
-        hidden_RE = _decode(policy, token_R, layout)
+        hidden_RE = decode(policy, token_R, layout)
+        guide.advance(token_R)
 
 
-def _prefill(policy, prompts, samples: int, max_tokens: int) -> tuple[DecodeLayout, Tensor]:
+def prefill(policy: PreTrainedModel, prompts: Sequence[Sequence[int]], samples: int, max_tokens: int) -> tuple[DecodeLayout, Tensor]:
     """Run every prompt once; spread its keys and values over its rows. Returns the cache and the last hidden state ``[R, E]``."""
     packed = pack([Group(prompt, []) for prompt in prompts]).to(policy.device)
     layout = PackedLayout(packed, keep=True)
@@ -112,7 +138,8 @@ def _prefill(policy, prompts, samples: int, max_tokens: int) -> tuple[DecodeLayo
     return DecodeLayout(keys, values, length_P.repeat_interleave(samples)), last_E.repeat_interleave(samples, 0)
 
 
-def _decode(policy, token_R: Tensor, layout: DecodeLayout) -> Tensor:
+def decode(policy: PreTrainedModel, token_R: Tensor, layout: DecodeLayout) -> Tensor:
+    """Append one token to each row; its hidden state ``[R, E]``, from which the next is predicted."""
     output = policy.base_model(
         input_ids=token_R[:, None],
         position_ids=layout.length_R[:, None],

@@ -13,7 +13,7 @@ from data.packing import Group, pack
 from models import generation
 from models.attention import NAME
 from models.configs.sampling import SamplingConfig
-from models.generation import Completion, generate, sample_tokens, truncate
+from models.generation import Completion, Guide, generate, sample_tokens, truncate
 from models.logprobs import token_logps
 
 GREEDY = SamplingConfig(temperature=0, max_tokens=14)
@@ -69,8 +69,8 @@ def test_rows_that_end_leave_without_changing_others(policy: nn.Module, monkeypa
     eos = ends_of(tokens(generate(policy, PROMPTS, GREEDY, samples=1, eos_ids=NEVER, seed=0)))
     alone = [tokens(generate(policy, [prompt], GREEDY, samples=1, eos_ids=eos, seed=0))[0] for prompt in PROMPTS]
     widths = []
-    decode = generation._decode
-    monkeypatch.setattr(generation, "_decode", lambda model, token_R, cache: widths.append(len(token_R)) or decode(model, token_R, cache))
+    decode = generation.decode
+    monkeypatch.setattr(generation, "decode", lambda model, token_R, cache: widths.append(len(token_R)) or decode(model, token_R, cache))
     monkeypatch.setattr(generation, "KEEP_SHARE", share)
     assert tokens(generate(policy, PROMPTS, GREEDY, samples=1, eos_ids=eos, seed=0)) == alone
     assert (widths[-1] < len(PROMPTS)) == (share > 0), "ended rows are still computed only if they may not leave"
@@ -231,3 +231,37 @@ def test_no_prompt_gives_no_completion(policy: nn.Module):
 def test_an_empty_prompt_is_refused(policy: nn.Module):
     with pytest.raises(ValueError, match="0 prompt tokens"):
         generate(policy, [[1], []], GREEDY, samples=1, eos_ids=NEVER, seed=0)
+
+
+# A guide
+
+
+class Sharpened(Guide):
+    """Multiplies the logits, as a temperature would; notes what it is told."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor, self.rows, self.told = factor, 0, []
+
+    def begin(self, prompts, samples, max_tokens):
+        self.rows = len(prompts) * samples
+
+    def adjust(self, logits_RV):
+        assert len(logits_RV) == self.rows
+        return logits_RV * self.factor
+
+    def advance(self, token_R):
+        assert len(token_R) == self.rows
+        self.told.append(token_R.tolist())
+
+    def select(self, keep_R):
+        self.rows = len(keep_R)
+
+
+def test_a_guide_changes_what_is_sampled_and_follows_the_rows(policy):
+    prompts, arguments = [[5, 6, 7], [8]], {"samples": 3, "eos_ids": list(range(0, 259, 3)), "seed": 1}
+    guided = Sharpened(2.0)
+    found = generate(policy, prompts, SamplingConfig(max_tokens=6), guide=guided, **arguments)
+    wanted = generate(policy, prompts, SamplingConfig(max_tokens=6, temperature=0.5), **arguments)
+    assert [[c.tokens for c in row] for row in found] == [[c.tokens for c in row] for row in wanted]
+    assert found != generate(policy, prompts, SamplingConfig(max_tokens=6), **arguments)
+    assert guided.rows < 6 and guided.told, "rows have left, and the others went on"
