@@ -6,11 +6,8 @@ base_model -> curate -> sft -> collect_preferences -> reward_model -> { rejectio
 from prefect import flow
 from pydantic import Field
 
-from data.configs import CurateConfig
-from models.configs.base import StageConfig
-from models.configs.base_model import BaseModelConfig
+from flows.judge import FlowConfig, judge
 from models.configs.dpo import DPOConfig
-from models.configs.evaluation import ComparisonConfig, EvaluateConfig
 from models.configs.grpo import GRPOConfig
 from models.configs.ppo import PPOConfig
 from models.configs.preferences import PreferencesConfig
@@ -19,10 +16,8 @@ from models.configs.reward_model import RewardModelConfig
 from models.configs.sft import SFTConfig
 from tasks.base_model import base_model
 from tasks.collect_preferences import collect_preferences
-from tasks.comparison import comparison, publish
 from tasks.curate import curate
 from tasks.dpo import dpo
-from tasks.evaluate import evaluate
 from tasks.grpo import grpo
 from tasks.ppo import ppo
 from tasks.rejection_sampling import rejection_sampling
@@ -32,12 +27,9 @@ from tasks.store import Artifact
 from tasks.tracking import pipeline
 
 
-class RLHFConfig(StageConfig):
+class RLHFConfig(FlowConfig):
     """Settings of every stage of the flow ``rlhf``."""
 
-    seed: int = Field(default=0, ge=0, description="Seed of every stage: data split, sampling, order of examples.")
-    base_model: BaseModelConfig = Field(default_factory=BaseModelConfig, description="Which model everything starts from.")
-    curate: CurateConfig = Field(default_factory=CurateConfig, description="Data: sources, splits, filters.")
     sft: SFTConfig = Field(default_factory=SFTConfig, description="Supervised fine-tuning.")
     preferences: PreferencesConfig = Field(default_factory=PreferencesConfig, description="Preference collection.")
     reward_model: RewardModelConfig = Field(default_factory=RewardModelConfig, description="Reward modelling.")
@@ -45,8 +37,6 @@ class RLHFConfig(StageConfig):
     ppo: PPOConfig = Field(default_factory=PPOConfig, description="PPO.")
     grpo: GRPOConfig = Field(default_factory=GRPOConfig, description="GRPO.")
     dpo: DPOConfig = Field(default_factory=DPOConfig, description="DPO.")
-    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="Evaluation on held-out prompts.")
-    comparison: ComparisonConfig = Field(default_factory=ComparisonConfig, description="The table at the end.")
 
 
 @flow(name="rlhf")
@@ -71,9 +61,4 @@ def rlhf(config: RLHFConfig) -> Artifact:
             "grpo": grpo(config.grpo, policy, data, reward if config.grpo.reward == "reward_model" else None, seed=seed),
             "dpo": dpo(config.dpo, policy, preferences, seed=seed),
         }
-        evaluations = {
-            name: evaluate.named(name)(config.evaluate, candidate, policy, data, reward, seed=seed) for name, candidate in policies.items()
-        }
-        report = comparison(config.comparison, evaluations, seed=seed)
-        publish(report)
-    return report
+        return judge(config, policies, policy, data, reward)

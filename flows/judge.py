@@ -1,0 +1,47 @@
+"""How every flow starts and ends: one model and one set of data, and at the end each policy judged on the same held-out prompts."""
+
+from collections.abc import Mapping
+
+from pydantic import Field
+
+from data.configs import CurateConfig
+from models.configs.base import StageConfig
+from models.configs.base_model import BaseModelConfig
+from models.configs.evaluation import ComparisonConfig, EvaluateConfig
+from tasks.comparison import comparison, publish
+from tasks.evaluate import evaluate
+from tasks.store import Artifact
+
+
+class FlowConfig(StageConfig):
+    """Settings that every flow has; a flow adds those of its own stages."""
+
+    seed: int = Field(default=0, ge=0, description="Seed of every stage: data split, sampling, order of examples.")
+    base_model: BaseModelConfig = Field(default_factory=BaseModelConfig, description="Which model everything starts from.")
+    curate: CurateConfig = Field(default_factory=CurateConfig, description="Data: sources, splits, filters.")
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="Evaluation on held-out prompts.")
+    comparison: ComparisonConfig = Field(default_factory=ComparisonConfig, description="The table at the end.")
+
+
+def judge(
+    config: FlowConfig, policies: Mapping[str, Artifact], reference: Artifact, data: Artifact, reward: Artifact | None = None
+) -> Artifact:
+    """Evaluate every policy, compare them and publish the table.
+
+    Args:
+        config: settings of the flow.
+        policies: every policy on the way, by the name it has in the table.
+        reference: policy that the KL is measured to.
+        data: artifact of curate, which holds the held-out prompts.
+        reward: reward model whose view is shown beside the verifier's, where there is one.
+
+    Returns:
+        The artifact of the comparison.
+    """
+    seed = config.seed
+    evaluations = {
+        name: evaluate.named(name)(config.evaluate, candidate, reference, data, reward, seed=seed) for name, candidate in policies.items()
+    }
+    report = comparison(config.comparison, evaluations, seed=seed)
+    publish(report)
+    return report
