@@ -58,7 +58,7 @@ def rlhf(config: RLHFConfig) -> Artifact:
             "sft": policy,
             "rejection_sampling": rejection_sampling(config.rejection_sampling, policy, preferences, reward, seed=seed),
             "ppo": ppo(config.ppo, policy, data, reward, seed=seed),
-            "grpo": grpo(config.grpo, policy, data, reward if config.grpo.reward == "reward_model" else None, seed=seed),
+            "grpo": grpo(config.grpo, policy, data, reward if "reward_model" in config.grpo.reward_sources else None, seed=seed),
             "dpo": dpo(config.dpo, policy, preferences, seed=seed),
         }
         return judge(config, policies, policy, data, reward)

@@ -11,6 +11,7 @@ from models.configs.base_model import BaseModelConfig
 from models.configs.grpo import GRPOConfig
 from models.configs.policy_gradient import PolicyGradientConfig
 from models.configs.ppo import PPOConfig
+from models.configs.reinforce import ActorCriticConfig, OneUpdateConfig
 from models.configs.rejection_sampling import RejectionSamplingConfig
 from models.configs.sampling import SamplingConfig
 from models.precision import resolve_dtype
@@ -113,14 +114,21 @@ def estimate(stage: str, config: BaseModel, shape: ModelShape) -> Memory | None:
 def _models_held(stage: str, config: BaseModel) -> tuple[int, int] | None:
     """(models trained, models frozen) that a stage holds at once."""
     if isinstance(config, PPOConfig):
-        return 2, 1 + (config.reward == "reward_model")
+        return 2, 1 + _scoring(config)
+    if isinstance(config, OneUpdateConfig):
+        return 1 + isinstance(config, ActorCriticConfig), (config.kl_coefficient > 0) + _scoring(config)
     if isinstance(config, GRPOConfig):
-        return 1, (config.kl_coefficient > 0) + (config.reward == "reward_model")
+        return 1, (config.kl_coefficient > 0) + _scoring(config)
     if isinstance(config, RejectionSamplingConfig):
         return 1, int(config.score == "reward_model")
     if stage in ("sft", "reward_model", "dpo") or isinstance(config, PolicyGradientConfig):
         return 1, 0
     return (0, 1) if stage in ("collect_preferences", "evaluate") else None
+
+
+def _scoring(config: PolicyGradientConfig) -> int:
+    """Models that score completions; a judge is taken to be of the policy's size."""
+    return sum(source in ("reward_model", "judge") for source in config.reward_sources)
 
 
 def _activations(shape: ModelShape, tokens: int, backward: bool) -> int:

@@ -3,26 +3,24 @@
 Axes: ``P`` prompts, ``G`` completions of each.
 """
 
-import importlib
 import itertools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from data.records import Preference, Prompt, Ranking, record_id
 from data.tables import read_table, write_table
 from data.templates import load_tokenizer, render_prompt
-from data.verifiers import Verdict, verify
+from data.verifiers import verify
+from models.callables import load_callable
 from models.chunks import map_chunks
 from models.configs.preferences import PreferencesConfig
 from models.generation import generate
+from models.judges import Judge, judge_of
 from models.loading import load_policy
 from models.rendering import eos_ids, text_of
 from models.run import Run
 from models.seeds import derive_seed
-
-Judge = Callable[[Prompt, str], Verdict]
 
 
 def collect(config: PreferencesConfig, *, policy: Path, data: Path, seed: int, run: Run) -> dict[str, Any]:
@@ -87,22 +85,7 @@ def load_judge(config: PreferencesConfig) -> Judge:
     """
     if config.judge == "verifier":
         return verify
-    module, _, name = config.judge_callable.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"judge_callable {config.judge_callable!r} cannot be imported ({error}): write module:function") from error
-    return lambda prompt, completion: _verdict(function, prompt, completion)
-
-
-def _verdict(function: Callable[[Prompt, str], float], prompt: Prompt, completion: str) -> Verdict:
-    try:
-        score = float(function(prompt, completion))
-    except Exception as error:  # a user's function may raise anything; one bad completion must not cost the stage
-        return Verdict(0.0, False, repr(error))
-    if not math.isfinite(score):
-        return Verdict(0.0, False, f"the judge returned {score}")
-    return Verdict(score, score >= 1.0)
+    return judge_of(load_callable(config.judge_callable, "judge_callable"))
 
 
 def rank(prompt: Prompt, completions: Sequence[str], scores: Sequence[float]) -> Ranking:

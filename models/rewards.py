@@ -1,4 +1,4 @@
-"""What scores a completion: a reward model, or the prompt's own verifier.
+"""What scores completions: a reward model, judges of their texts, a language model's yes or no, and weighted sums of these.
 
 Axes: ``C`` completions.
 """
@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -14,7 +15,12 @@ from transformers import PreTrainedTokenizerBase
 from data.packing import Group, pack, split_by_tokens
 from data.records import Prompt
 from data.verifiers import verify
+from models.callables import load_callable
+from models.configs.policy_gradient import PolicyGradientConfig
+from models.configs.rewards import RewardComponent
 from models.heads import ScalarModel, load_scalar
+from models.judges import Judge, format_judge, judge_of, language_consistency
+from models.language_judge import LanguageJudge, load_language_judge
 from models.rendering import text_of
 
 
@@ -33,23 +39,31 @@ def score_groups(model: ScalarModel, groups: Sequence[Group], max_tokens: int) -
 
 @dataclass
 class Scored:
-    """Rewards of a batch of completions, and how many could not be scored."""
+    """Rewards of a batch of completions, how many could not be scored, and the scores of each term where the reward is a sum."""
 
     reward_PG: list[list[float]]
     failures: int = 0
+    terms: dict[str, list[list[float]]] = field(default_factory=dict)
+
+
+class RewardFunction(Protocol):
+    """Scores the completions of some prompts, given as text records and as tokens."""
+
+    def __call__(self, prompts: Sequence[Prompt], groups: Sequence[Group]) -> Scored: ...
 
 
 @dataclass
-class VerifierReward:
-    """The verifier's score in [0, 1]. One that raises gives 0 and is counted."""
+class TextReward:
+    """A judge's score of each text, such as a verifier's in [0, 1]. Where it raises the score is 0, and that is counted."""
 
     tokenizer: PreTrainedTokenizerBase
+    judge: Judge = verify
 
     def __call__(self, prompts: Sequence[Prompt], groups: Sequence[Group]) -> Scored:
         failures = 0
         rows = []
         for prompt, group in zip(prompts, groups, strict=True):
-            verdicts = [verify(prompt, text_of(self.tokenizer, c)) for c in group.completions]
+            verdicts = [self.judge(prompt, text_of(self.tokenizer, c)) for c in group.completions]
             failures += sum(v.error is not None for v in verdicts)
             rows.append([v.score for v in verdicts])
         return Scored(rows, failures)
@@ -73,16 +87,77 @@ class RewardModelReward:
         return Scored([[s if math.isfinite(s) else min(finite) for s in row] for row in rows], failures)
 
 
-def reward_function(
-    source: str, tokenizer: PreTrainedTokenizerBase, reward: Path | None, device: torch.device
-) -> VerifierReward | RewardModelReward:
-    """The reward that a configuration names.
+@dataclass
+class JudgeReward:
+    """A language model's P(yes) of each text. One that is too long for it scores 0 and is counted."""
+
+    tokenizer: PreTrainedTokenizerBase
+    judge: LanguageJudge
+
+    def __call__(self, prompts: Sequence[Prompt], groups: Sequence[Group]) -> Scored:
+        rows = [
+            self.judge([(prompt.messages, text_of(self.tokenizer, c)) for c in group.completions])
+            for prompt, group in zip(prompts, groups, strict=True)
+        ]
+        failures = sum(score is None for row in rows for score in row)
+        return Scored([[score or 0.0 for score in row] for row in rows], failures)
+
+
+@dataclass
+class WeightedReward:
+    """sum_k weight_k score_k, each term kept for the report.
+
+    By hand: weights (1, 0.5), scores (1, 0) and (0.4, 0.8) of two completions: (1.2, 0.4).
+    """
+
+    terms: dict[str, tuple[float, RewardFunction]]
+
+    def __call__(self, prompts: Sequence[Prompt], groups: Sequence[Group]) -> Scored:
+        scored = {name: function(prompts, groups) for name, (_, function) in self.terms.items()}
+        weights = {name: weight for name, (weight, _) in self.terms.items()}
+        rows = [
+            [sum(weights[name] * part.reward_PG[p][g] for name, part in scored.items()) for g in range(len(group.completions))]
+            for p, group in enumerate(groups)
+        ]
+        return Scored(rows, sum(part.failures for part in scored.values()), {name: part.reward_PG for name, part in scored.items()})
+
+
+def reward_function(source: str, tokenizer: PreTrainedTokenizerBase, reward: Path | None, device: torch.device) -> RewardFunction:
+    """The reward model of an artifact, or the prompts' own verifiers.
 
     Raises:
-        ValueError: it names the reward model and there is none.
+        ValueError: it is to be the reward model and there is none.
     """
     if source == "verifier":
-        return VerifierReward(tokenizer)
+        return TextReward(tokenizer)
     if reward is None:
         raise ValueError("reward = reward_model needs the artifact of a reward_model stage; without one use reward = verifier")
     return RewardModelReward(load_scalar(reward, device))
+
+
+def reward_of(
+    config: PolicyGradientConfig, tokenizer: PreTrainedTokenizerBase, policy: Path, reward: Path | None, device: torch.device
+) -> RewardFunction:
+    """The reward that a configuration names: one source, or the weighted sum of its terms.
+
+    Raises:
+        ValueError: a source cannot be loaded: no reward model, no such function, a judge that cannot tell yes from no.
+    """
+    if config.reward != "weighted":
+        return reward_function(config.reward, tokenizer, reward, device)
+    return WeightedReward({part.name: (part.weight, _term(part, tokenizer, policy, reward, device)) for part in config.rewards})
+
+
+def _term(
+    part: RewardComponent, tokenizer: PreTrainedTokenizerBase, policy: Path, reward: Path | None, device: torch.device
+) -> RewardFunction:
+    if part.source == "judge":
+        folder = Path(part.judge_model) if part.judge_model else policy
+        return JudgeReward(tokenizer, load_language_judge(folder, part.question, part.yes, part.no, device))
+    if part.source == "callable":
+        return TextReward(tokenizer, judge_of(load_callable(part.callable, f"callable of reward {part.name!r}")))
+    if part.source == "language":
+        return TextReward(tokenizer, judge_of(language_consistency))
+    if part.source == "format":
+        return TextReward(tokenizer, format_judge(part.pattern))
+    return reward_function(part.source, tokenizer, reward, device)

@@ -2,13 +2,14 @@
 
 from pydantic import Field, model_validator
 
-from models.configs.policy_gradient import PolicyGradientConfig, RewardSource
+from models.configs.policy_gradient import ClippedConfig
+from models.configs.rewards import RewardSource
 
 
-class GRPOConfig(PolicyGradientConfig):
+class GRPOConfig(ClippedConfig):
     """Group-relative policy optimisation: a completion's advantage is its reward against its siblings'."""
 
-    reward: RewardSource = Field(default="verifier", description="Who scores completions.")
+    reward: RewardSource = Field(default="verifier", description="Who scores completions; weighted = the sum of rewards.")
     samples_per_prompt: int = Field(default=8, ge=2, description="Completions of each prompt, compared with each other.")
     kl_coefficient: float = Field(
         default=0.02, ge=0, description="Weight of the KL to the reference (k3 estimate) in the loss; 0 = no reference is run."

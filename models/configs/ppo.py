@@ -5,13 +5,14 @@ from typing import Literal
 from pydantic import Field
 
 from models.configs.optimisation import OptimConfig
-from models.configs.policy_gradient import PolicyGradientConfig, RewardSource
+from models.configs.policy_gradient import ClippedConfig
+from models.configs.rewards import RewardSource
 
 
-class PPOConfig(PolicyGradientConfig):
+class PPOConfig(ClippedConfig):
     """PPO with a critic, GAE and a per-token KL to the reference in the reward."""
 
-    reward: RewardSource = Field(default="reward_model", description="Who scores completions.")
+    reward: RewardSource = Field(default="reward_model", description="Who scores completions; weighted = the sum of rewards.")
     epochs: int = Field(default=2, ge=1, description="Passes over a round's completions; 2 to 4 are usual.")
     kl_coefficient: float = Field(default=0.05, ge=0, description="Price of a nat of KL to the reference, in reward units.")
     discount: float = Field(default=1.0, gt=0, le=1, description="Gamma.")

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from models.callables import callable_digest
 from models.configs.base import StageConfig
 from models.configs.sampling import SamplingConfig
 
@@ -27,3 +28,7 @@ class PreferencesConfig(StageConfig):
         default=0.1, ge=0, lt=1, description="Share of the prompts whose pairs are held out, to measure the reward model."
     )
     chunk_prompts: int = Field(default=64, ge=1, description="Prompts sampled between two saves.")
+
+    def cache_extra(self) -> dict[str, str]:
+        """Digest of the judging function's file."""
+        return {"judge_callable": callable_digest(self.judge_callable)} if self.judge == "callable" else {}

@@ -9,16 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.records import Prompt
-from data.tables import read_table
-from data.templates import load_tokenizer
 from models.advantages import group_advantages
 from models.configs.grpo import GRPOConfig
 from models.loading import load_policy, save_policy
-from models.losses.policy_gradient import clipped_surrogate, k3
+from models.losses.kl import k3
+from models.losses.policy_gradient import clipped_surrogate
 from models.losses.sums import Sums, masked
-from models.rendering import eos_ids
-from models.rewards import reward_function
 from models.run import Run
 from models.training.core import fit
 from models.training.optimiser import Trainee
@@ -64,13 +60,9 @@ class GRPO(OnPolicy):
 
 def train(config: GRPOConfig, *, policy: Path, data: Path, seed: int, run: Run, reward: Path | None = None) -> dict[str, Any]:
     """Optimise ``policy`` on the prompts of ``data``. The reference is the policy as it comes in."""
-    tokenizer = load_tokenizer(policy)
-    prompts = read_table(data / "prompts.parquet", Prompt)
-    model = load_policy(policy, run.device, trainable=True)
-    score = reward_function(config.reward, tokenizer, reward, run.device)
-    algorithm = GRPO(model, prompts, tokenizer, score, eos_ids(policy, tokenizer), config, seed, run)
+    algorithm = GRPO.load(config, policy=policy, data=data, reward=reward, seed=seed, run=run)
     algorithm.reference = load_policy(policy, run.device) if config.kl_coefficient else None
     updates = config.iterations * config.updates_per_iteration
-    loop = fit(run, algorithm, {"policy": Trainee(model, config.optim)}, updates, config.checkpoint)
-    save_policy(model, policy, run.out)
-    return {"updates": updates, "prompts": len(prompts), "skipped_updates": loop.skipped}
+    loop = fit(run, algorithm, {"policy": Trainee(algorithm.policy, config.optim)}, updates, config.checkpoint)
+    save_policy(algorithm.policy, policy, run.out)
+    return {"updates": updates, "prompts": len(algorithm.prompts), "skipped_updates": loop.skipped}

@@ -6,19 +6,23 @@ Axes: ``P`` prompts of a round, ``G`` samples of each, ``C`` = P x G completions
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from data.packing import Group, Packed, pack, split_by_tokens
 from data.records import Prompt
-from data.templates import render_prompt
+from data.tables import read_table
+from data.templates import load_tokenizer, render_prompt
 from models.configs.policy_gradient import PolicyGradientConfig
-from models.generation import generate
+from models.generation import Completion, generate
+from models.loading import load_policy
 from models.logprobs import token_logps
-from models.losses.sums import Sums
-from models.rewards import RewardModelReward, VerifierReward
+from models.losses.sums import Sums, masked
+from models.rendering import eos_ids
+from models.rewards import RewardFunction, Scored, reward_of
 from models.run import Run
 from models.seeds import derive_seed
 from models.training.core import Algorithm
@@ -48,6 +52,34 @@ class Rollout:
             yield part, torch.tensor([p * samples + g for p in members for g in range(samples)])
 
 
+@dataclass
+class Draw:
+    """Groups as they were sampled and scored, before they are a rollout."""
+
+    groups: list[Group]
+    completions: list[list[Completion]]
+    scored: Scored
+
+    def scores_PG(self) -> Tensor:
+        """Scores, float32."""
+        return torch.tensor(self.scored.reward_PG, dtype=torch.float32)
+
+    def finished_PG(self) -> Tensor:
+        """True where a completion ended by itself."""
+        return torch.tensor([[c.finished for c in row] for row in self.completions])
+
+    def only(self, kept: Sequence[int]) -> "Draw":
+        """Some of the groups. Failures stay counted: they were this draw's."""
+        terms = {name: [rows[p] for p in kept] for name, rows in self.scored.terms.items()}
+        scored = Scored([self.scored.reward_PG[p] for p in kept], self.scored.failures, terms)
+        return Draw([self.groups[p] for p in kept], [self.completions[p] for p in kept], scored)
+
+    def __add__(self, other: "Draw") -> "Draw":
+        terms = {name: rows + other.scored.terms[name] for name, rows in self.scored.terms.items()}
+        scored = Scored(self.scored.reward_PG + other.scored.reward_PG, self.scored.failures + other.scored.failures, terms)
+        return Draw(self.groups + other.groups, self.completions + other.completions, scored)
+
+
 @dataclass(frozen=True)
 class Batch:
     """A micro-batch of a round; ``tokens`` and ``sequences`` are those of the whole update."""
@@ -66,7 +98,7 @@ class OnPolicy(Algorithm):
         policy: Any,
         prompts: list[Prompt],
         tokenizer: Any,
-        reward: VerifierReward | RewardModelReward,
+        reward: RewardFunction,
         eos: list[int],
         config: PolicyGradientConfig,
         seed: int,
@@ -77,6 +109,15 @@ class OnPolicy(Algorithm):
         self.prompt_ids = [render_prompt(tokenizer, prompt.messages) for prompt in prompts]
         self.max_tokens = int(config.micro_batch_tokens * run.micro_batch_scale)
         self.rollout: Rollout | None = None
+
+    @classmethod
+    def load(cls, config: Any, *, policy: Path, data: Path, reward: Path | None, seed: int, run: Run) -> Self:
+        """The algorithm over a policy folder, to be trained, the prompts of ``data`` and the reward that the configuration names."""
+        tokenizer = load_tokenizer(policy)
+        prompts = read_table(data / "prompts.parquet", Prompt)
+        model = load_policy(policy, run.device, trainable=True)
+        score = reward_of(config, tokenizer, policy, reward, run.device)
+        return cls(model, prompts, tokenizer, score, eos_ids(policy, tokenizer), config, seed, run)
 
     def prepare(self, rollout: Rollout) -> None:
         """Add what the loss reads to ``rollout.tensors``."""
@@ -97,32 +138,43 @@ class OnPolicy(Algorithm):
             Batch(pack(groups).to(self.policy.device), rows, tokens, len(chosen) * self.config.samples_per_prompt) for groups, rows in cut
         ]
 
-    def _roll_out(self, iteration: int) -> Rollout:
-        config = self.config
-        chosen = batch_indices(len(self.prompts), config.prompts_per_iteration, iteration, self.seed, "prompts")
+    def collect(self, iteration: int) -> Draw:
+        """The completions of a round, sampled and scored."""
+        chosen = batch_indices(len(self.prompts), self.config.prompts_per_iteration, iteration, self.seed, "prompts")
+        return self.draw(chosen, "rollout", iteration)
+
+    def draw(self, chosen: Sequence[int], *seed_parts: object) -> Draw:
+        """Completions of the chosen prompts and their scores; the seed parts alone decide the sampling noise."""
         sampled = generate(
             self.policy,
             [self.prompt_ids[i] for i in chosen],
-            config.sampling,
-            samples=config.samples_per_prompt,
+            self.config.sampling,
+            samples=self.config.samples_per_prompt,
             eos_ids=self.eos,
-            seed=derive_seed(self.seed, "rollout", iteration),
+            seed=derive_seed(self.seed, *seed_parts),
             on_step=self.run.stop_if_asked,
         )
         self.run.failpoint("rollout")
-        rollout = Rollout([Group(self.prompt_ids[i], [c.tokens for c in row]) for i, row in zip(chosen, sampled, strict=True)])
-        finished_C = torch.tensor([c.finished for row in sampled for c in row])
-        scored = self.reward([self.prompts[i] for i in chosen], rollout.groups)
-        score_C = torch.tensor([s for row in scored.reward_PG for s in row], dtype=torch.float32)
-        rollout.tensors["score"] = score_C - config.missing_eos_penalty * (~finished_C)
+        groups = [Group(self.prompt_ids[i], [c.tokens for c in row]) for i, row in zip(chosen, sampled, strict=True)]
+        return Draw(groups, sampled, self.reward([self.prompts[i] for i in chosen], groups))
+
+    def _roll_out(self, iteration: int) -> Rollout:
+        drawn = self.collect(iteration)
+        rollout = Rollout(drawn.groups)
+        score_C, finished_C = drawn.scores_PG().flatten(), drawn.finished_PG().flatten()
+        rollout.tensors["score"] = score_C - self.config.missing_eos_penalty * (~finished_C)
         lengths = [len(c) for group in rollout.groups for c in group.completions]
         rollout.tensors["mask"] = torch.arange(rollout.length) < torch.tensor(lengths)[:, None]
+        sampler_logps = [torch.tensor(c.logps) for row in drawn.completions for c in row]
+        rollout.tensors["sampler_logp"] = torch.nn.utils.rnn.pad_sequence(sampler_logps, batch_first=True)
         rollout.metrics = {
             "train/reward": float(score_C.mean()),
-            "train/reward_failures": scored.failures,
+            "train/reward_failures": drawn.scored.failures,
             "train/completion_tokens": sum(lengths) / len(lengths),
             "train/finished": float(finished_C.float().mean()),
         }
+        for name, score_PG in drawn.scored.terms.items():
+            rollout.metrics[f"reward/{name}"] = float(torch.tensor(score_PG).mean())
         self.prepare(rollout)
         return rollout
 
@@ -145,11 +197,11 @@ class OnPolicy(Algorithm):
         return [self.rollout.tensors[name][batch.rows_C].to(self.policy.device) for name in names]
 
     def current(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Log-probabilities now, differentiable, and entropies: ``[C, T]`` each."""
+        """Log-probabilities now and entropies, both differentiable: ``[C, T]`` each."""
         assert self.rollout is not None
         logp_S, entropy_S = token_logps(self.policy, batch.packed, self.config.sampling.temperature)
         length = self.rollout.length
-        return batch.packed.unflatten(logp_S, length), batch.packed.unflatten(entropy_S.detach(), length)
+        return batch.packed.unflatten(logp_S, length), batch.packed.unflatten(entropy_S, length)
 
     def extra_metrics(self, update: int) -> dict[str, float]:
         assert self.rollout is not None
@@ -181,4 +233,4 @@ def check_finite(rollout: Rollout) -> None:
 
 def entropy_sums(entropy_CT: Tensor, mask_CT: Tensor) -> Sums:
     """Mean entropy per completion token, for the report."""
-    return {"train/entropy_nats": (torch.where(mask_CT, entropy_CT, 0.0).sum(), mask_CT.sum())}
+    return {"train/entropy_nats": masked(entropy_CT, mask_CT)}

@@ -13,6 +13,7 @@ from models.configs.dpo import DPOConfig
 from models.configs.grpo import GRPOConfig
 from models.configs.optimisation import OptimConfig
 from models.configs.ppo import PPOConfig
+from models.configs.reinforce import ActorCriticConfig, ReinforceConfig
 from models.configs.rejection_sampling import RejectionSamplingConfig
 from models.configs.reward_model import RewardModelConfig
 from models.configs.sampling import SamplingConfig
@@ -21,7 +22,7 @@ from models.heads import new_scalar, save_scalar
 from models.loading import load_policy
 from models.logprobs import token_logps
 from models.run import Run
-from models.training import dpo, grpo, ppo, rejection_sampling, reward_model, sft
+from models.training import actor_critic, dpo, grpo, ppo, reinforce, rejection_sampling, reward_model, sft
 
 FAST = OptimConfig(learning_rate=3e-2, schedule="constant", warmup_share=0)
 ROUND = {
@@ -108,6 +109,8 @@ STAGES: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
     "dpo": (dpo, DPOConfig(batch_size=5, optim=smooth(0.3)), PAIRS),
     "rejection_sampling": (rejection_sampling, RejectionSamplingConfig(batch_size=4, optim=smooth(0.3)), (*PAIRS, "reward")),
     "grpo": (grpo, GRPOConfig(**ROUNDS, reward="reward_model", minibatches=2, optim=smooth(0.3)), ON_POLICY),
+    "reinforce": (reinforce, ReinforceConfig(**ROUNDS, optim=smooth(0.3)), ON_POLICY),
+    "actor_critic": (actor_critic, ActorCriticConfig(**ROUNDS, optim=smooth(0.3), value_optim=smooth(0.3)), ON_POLICY),
     "ppo": (ppo, PPOConfig(**ROUNDS, optim=smooth(0.3), value_optim=smooth(0.3)), ON_POLICY),
 }
 

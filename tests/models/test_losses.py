@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from models.losses.dpo import dpo_loss
-from models.losses.policy_gradient import clipped_surrogate, k3, value_loss
+from models.losses.kl import k3
+from models.losses.policy_gradient import clipped_surrogate, value_loss
 from models.losses.reward_model import bradley_terry_loss
 from models.losses.sft import sft_loss
 from models.losses.sums import masked, mean_of, merge

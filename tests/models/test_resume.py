@@ -15,6 +15,7 @@ from models.configs.grpo import GRPOConfig
 from models.configs.optimisation import OptimConfig
 from models.configs.ppo import PPOConfig
 from models.configs.preferences import PreferencesConfig
+from models.configs.reinforce import ActorCriticConfig, ReinforceConfig
 from models.configs.rejection_sampling import RejectionSamplingConfig
 from models.configs.reward_model import RewardModelConfig
 from models.configs.sampling import SamplingConfig
@@ -87,6 +88,18 @@ CASES = {
         GRPOConfig(iterations=3, minibatches=2, samples_per_prompt=3, reward="reward_model", checkpoint=EVERY_UPDATE, **ROUNDS),
         ON_POLICY | {"policy": "half"},
         [("step:2", 1), ("rollout:1", 2), ("stop:1", 3)],
+    ),
+    "reinforce, moving average": Case(
+        "models.training.reinforce:train",
+        ReinforceConfig(iterations=4, samples_per_prompt=3, baseline="moving_average", checkpoint=EVERY_UPDATE, **ROUNDS),
+        ON_POLICY,
+        [("rollout:2", 1), ("step:2", 2), ("stop:1", 3)],
+    ),
+    "actor_critic": Case(
+        "models.training.actor_critic:train",
+        ActorCriticConfig(iterations=3, samples_per_prompt=2, value_optim=FAST, checkpoint=EVERY_UPDATE, **ROUNDS),
+        ON_POLICY,
+        [("rollout:2", 1), ("save:1", 1), ("step:2", 2)],
     ),
     "preferences": Case(
         "models.preferences:collect",

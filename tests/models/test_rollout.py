@@ -21,7 +21,7 @@ from models.heads import load_scalar
 from models.loading import load_policy
 from models.logprobs import token_logps
 from models.losses.sums import merge
-from models.rewards import RewardModelReward, Scored, VerifierReward, reward_function
+from models.rewards import RewardModelReward, Scored, TextReward, reward_function
 from models.run import Run, Stopped
 from models.training.grpo import GRPO
 from models.training.ppo import PPO
@@ -274,7 +274,7 @@ def test_the_verifier_scores_texts_and_counts_its_failures(tokenizer: Any, promp
     exact = Prompt("e", "toy", prompts[0].messages, "1", "exact")
     texts = [["it is 1", "it is 2", "1"], ["1", "2", "3"], ["1<|im_end|>", "1.0", "2"]]
     groups = [Group([1], [tokenizer(text)["input_ids"] for text in row]) for row in texts]
-    scored = VerifierReward(tokenizer)([prompts[0], broken, exact], groups)
+    scored = TextReward(tokenizer)([prompts[0], broken, exact], groups)
     assert scored.reward_PG == [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0]] and scored.failures == 3
 
 
