@@ -106,6 +106,8 @@ STAGES: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
     "sft": (sft, SFTConfig(batch_size=5, normaliser="sequence_mean", optim=smooth(0.3)), ("base", "data")),
     "reward_model": (reward_model, RewardModelConfig(batch_size=5, use_margin=True, optim=smooth(0.3)), PAIRS),
     "dpo": (dpo, DPOConfig(batch_size=5, optim=smooth(0.3)), PAIRS),
+    "dpo, moving reference": (dpo, DPOConfig(batch_size=5, reference_sync_every=1, reference_sync_share=0.5, optim=smooth(0.3)), PAIRS),
+    "orpo": (dpo, DPOConfig(loss="orpo", batch_size=5, optim=smooth(0.3)), PAIRS),
     "rejection_sampling": (rejection_sampling, RejectionSamplingConfig(batch_size=4, optim=smooth(0.3)), (*PAIRS, "reward")),
     "grpo": (grpo, GRPOConfig(**ROUNDS, reward="reward_model", minibatches=2, optim=smooth(0.3)), ON_POLICY),
     "ppo": (ppo, PPOConfig(**ROUNDS, optim=smooth(0.3), value_optim=smooth(0.3)), ON_POLICY),

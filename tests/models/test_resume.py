@@ -63,6 +63,13 @@ CASES = {
     "dpo": Case(
         "models.training.dpo:train", DPOConfig(epochs=2, checkpoint=EVERY_OTHER, **BATCHES), HALF, [("stop:3", 3), ("step:2", 4)]
     ),
+    # Saved right before the reference moves, and in the middle between two moves.
+    "dpo, moving reference": Case(
+        "models.training.dpo:train",
+        DPOConfig(epochs=2, reference_sync_every=2, reference_sync_share=0.3, checkpoint=EVERY_UPDATE, **BATCHES),
+        HALF,
+        [("step:3", 2), ("saved:1", 3), ("stop:1", 4)],
+    ),
     "rejection_sampling": Case(
         "models.training.rejection_sampling:train",
         RejectionSamplingConfig(epochs=2, checkpoint=EVERY_UPDATE, **BATCHES),
