@@ -26,7 +26,7 @@ class PairLossConfig(StageConfig):
         "orpo: weight of the odds ratio beside the likelihood of the chosen completion.",
     )
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5, description="Share of wrong labels, for loss = conservative and robust.")
-    target_margin: float = Field(default=0.0, ge=0, description="Gamma of simpo: how far apart the scaled mean log-probabilities should be.")
+    target_margin: float = Field(default=0.0, ge=0, description="Gamma of simpo: how far apart scaled mean log-probabilities should be.")
     length_normalised: bool = Field(
         default=False, description="Log-ratios per token instead of per completion; simpo and orpo are so in any case."
     )
@@ -54,7 +54,7 @@ class PairLossConfig(StageConfig):
             raise ValueError(f"length_normalised with loss {self.loss}: it always is; leave it off")
         if self.divergence != "reverse_kl" and (self.length_normalised or self.loss in ("ipo", "simpo", "orpo")):
             raise ValueError(
-                f"divergence {self.divergence} with loss {self.loss}, length_normalised {self.length_normalised}: other divergences are for "
+                f"divergence {self.divergence} with loss {self.loss}, length_normalised {self.length_normalised}: others are for "
                 "the log-ratios of whole completions in sigmoid, conservative and robust; use reverse_kl"
             )
         if self.alpha != DEFAULT_ALPHA and self.divergence != "alpha":

@@ -60,9 +60,7 @@ CASES = {
         PREFERENCES,
         [("step:2", None), ("step:4", 2), ("stop:2", 4)],
     ),
-    "dpo": Case(
-        "models.training.dpo:train", DPOConfig(epochs=2, checkpoint=EVERY_OTHER, **BATCHES), HALF, [("stop:3", 3), ("step:2", 4)]
-    ),
+    "dpo": Case("models.training.dpo:train", DPOConfig(epochs=2, checkpoint=EVERY_OTHER, **BATCHES), HALF, [("stop:3", 3), ("step:2", 4)]),
     # Saved right before the reference moves, and in the middle between two moves.
     "dpo, moving reference": Case(
         "models.training.dpo:train",
