@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from models.cgroups import memory_headroom
 from models.configs.base_model import BaseModelConfig
+from models.configs.dpo import DPOConfig
 from models.configs.grpo import GRPOConfig
 from models.configs.policy_gradient import PolicyGradientConfig
 from models.configs.ppo import PPOConfig
@@ -121,7 +122,9 @@ def _models_held(stage: str, config: BaseModel) -> tuple[int, int] | None:
         return 1, (config.kl_coefficient > 0) + _scoring(config)
     if isinstance(config, RejectionSamplingConfig):
         return 1, int(config.score == "reward_model")
-    if stage in ("sft", "reward_model", "dpo") or isinstance(config, PolicyGradientConfig):
+    if isinstance(config, DPOConfig):
+        return 1, int(config.reference_sync_every > 0)
+    if stage in ("sft", "reward_model", "kto") or isinstance(config, PolicyGradientConfig):
         return 1, 0
     return (0, 1) if stage in ("collect_preferences", "evaluate") else None
 

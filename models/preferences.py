@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data.records import Preference, Prompt, Ranking, record_id
+from data.records import Label, Preference, Prompt, Ranking, record_id
 from data.tables import read_table, write_table
 from data.templates import load_tokenizer, render_prompt
 from data.verifiers import verify
@@ -24,7 +24,10 @@ from models.seeds import derive_seed
 
 
 def collect(config: PreferencesConfig, *, policy: Path, data: Path, seed: int, run: Run) -> dict[str, Any]:
-    """Write ``rankings.parquet``, ``preferences.parquet`` and, where there are any, held-out ``test_preferences.parquet``."""
+    """Write ``rankings.parquet``, ``preferences.parquet``, ``labels.parquet`` and, where there are any, ``test_preferences.parquet``.
+
+    The prompts of held-out pairs give no labels.
+    """
     prompts = read_table(data / "prompts.parquet", Prompt)
     prompts = prompts[: config.prompts] if config.prompts else prompts
     judge = load_judge(config)
@@ -35,12 +38,15 @@ def collect(config: PreferencesConfig, *, policy: Path, data: Path, seed: int, r
     held_out = round(len(prompts) * config.test_share)
     train = [pair for row in pairs[: len(pairs) - held_out] for pair in row]
     test = [pair for row in pairs[len(pairs) - held_out :] for pair in row]
+    labelled = [labels_of(r, row, config.label_threshold) for r, row in zip(rankings, verdicts, strict=True)]
+    labels = [label for row in labelled[: len(labelled) - held_out] for label in row]
     if not train:
         raise ValueError(
             f"the judge found no completion better than another in {len(prompts)} prompts: sample more, or choose easier prompts"
         )
     write_table(run.out / "rankings.parquet", rankings, Ranking)
     write_table(run.out / "preferences.parquet", train, Preference)
+    write_table(run.out / "labels.parquet", labels, Label)
     if test:
         write_table(run.out / "test_preferences.parquet", test, Preference)
     flat = [v for row in verdicts for v in row]
@@ -48,6 +54,8 @@ def collect(config: PreferencesConfig, *, policy: Path, data: Path, seed: int, r
         "preferences/prompts": len(prompts),
         "preferences/pairs": len(train),
         "preferences/test_pairs": len(test),
+        "preferences/labels": len(labels),
+        "preferences/desirable_labels": sum(label.desirable for label in labels),
         "preferences/tied_prompts": sum(not row for row in pairs),
         "preferences/judge_failures": sum(v.error is not None for v in flat),
         "preferences/score": sum(v.score for v in flat) / len(flat),
@@ -112,3 +120,16 @@ def pairs_of(ranking: Ranking, most: int, min_gap: float) -> list[Preference]:
         if len(pairs) < most and all(chosen != p.chosen and rejected != p.rejected for p in pairs):
             pairs.append(Preference(record_id(ranking.prompt, chosen, rejected), ranking.source, ranking.prompt, chosen, rejected, gap))
     return pairs
+
+
+def labels_of(ranking: Ranking, verdicts: Sequence[Verdict], threshold: float) -> list[Label]:
+    """Each text of a ranking once, desirable if its score is at least ``threshold``; what could not be judged has no label.
+
+    By hand, threshold 0.5: scores (0, 1, 0.5) of x, y, x are undesirable, desirable; the second x is left out.
+    """
+    labels: dict[str, Label] = {}
+    for text, verdict in zip(ranking.completions, verdicts, strict=True):
+        if verdict.error is None and text not in labels:
+            desirable = verdict.score >= threshold
+            labels[text] = Label(record_id("label", ranking.prompt, text, desirable), ranking.source, ranking.prompt, text, desirable)
+    return list(labels.values())

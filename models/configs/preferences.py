@@ -24,6 +24,9 @@ class PreferencesConfig(StageConfig):
     )
     pairs_per_prompt: int = Field(default=1, ge=1, description="Pairs made from a prompt's completions, the widest gaps first.")
     min_gap: float = Field(default=0.0, ge=0, description="Pairs whose scores differ by this or less are ties and make no pair.")
+    label_threshold: float = Field(
+        default=0.5, description="Completions scored at least this are labelled desirable (for KTO), the others undesirable; a score."
+    )
     test_share: float = Field(
         default=0.1, ge=0, lt=1, description="Share of the prompts whose pairs are held out, to measure the reward model."
     )

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from data.packing import Group
-from data.records import Demonstration, Message, Preference, Prompt, Ranking, record_id
+from data.records import Demonstration, Label, Message, Preference, Prompt, Ranking, record_id
 from data.tables import write_table
 from data.templates import load_tokenizer
 from models.configs.base_model import ScratchConfig
@@ -197,6 +197,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_table(folder / "demonstrations.parquet", demonstrations)
     write_table(folder / "preferences.parquet", pairs)
     write_table(folder / "test_preferences.parquet", pairs[:3])
+    write_table(folder / "labels.parquet", [Label(f"l{i}", "toy", user(f"{i % 7}?"), f"good {i}", i % 3 == 0) for i in range(10)])
     write_table(folder / "rankings.parquet", [ranking(i) for i in range(8)])
     return folder
 

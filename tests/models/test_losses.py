@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.losses.dpo import dpo_loss
 from models.losses.kl import k3
 from models.losses.policy_gradient import clipped_surrogate, value_loss
 from models.losses.reward_model import bradley_terry_loss
@@ -114,48 +113,14 @@ def test_a_hopeless_pair_costs_a_finite_loss():
     assert float(loss) == 1000.0
 
 
-# Direct preference optimisation
-
-
-def test_dpo_by_hand():
-    """logp (-1, -2), ref (-1.5, -1.5), beta 0.1: z = 0.1, log(1 + e^-0.1) = 0.644397."""
-    values = [torch.tensor([x], requires_grad=x > -1.5 or x < -1.5) for x in (-1.0, -2.0, -1.5, -1.5)]
-    loss, sums = dpo_loss(*values, beta=0.1, pairs=1)
-    assert float(loss.detach()) == pytest.approx(0.644397, abs=1e-6)
-    assert value(sums, "dpo/margin") == pytest.approx(0.1)
-    assert (value(sums, "dpo/chosen_reward"), value(sums, "dpo/rejected_reward")) == (pytest.approx(0.05), pytest.approx(-0.05))
-    loss.backward()
-    weight = 0.1 / (1 + math.exp(0.1))
-    assert (float(values[0].grad), float(values[1].grad)) == (pytest.approx(-weight), pytest.approx(weight)), "-beta sigmoid(-z)"
-
-
-def test_dpo_against_numpy_and_by_gradient():
-    chosen, rejected, chosen_ref, rejected_ref = (doubles(P, seed=s, scale=5) for s in range(4))
-    loss, sums = dpo_loss(chosen, rejected, chosen_ref, rejected_ref, beta=0.3, pairs=11)
-    ratio = (chosen - chosen_ref).numpy() - (rejected - rejected_ref).numpy()
-    assert float(loss) == pytest.approx(-log_sigmoid(0.3 * ratio).sum() / 11, abs=1e-12)
-    assert value(sums, "train/accuracy") == pytest.approx((ratio > 0).mean())
-    assert value(sums, "train/loss") == pytest.approx(-log_sigmoid(0.3 * ratio).mean(), rel=1e-6)
-    assert value(sums, "dpo/chosen_logp_nats") == pytest.approx(float(chosen.mean()), rel=1e-6)
-    assert value(sums, "dpo/rejected_logp_nats") == pytest.approx(float(rejected.mean()), rel=1e-6)
-    assert is_differentiable(lambda a, b: dpo_loss(a, b, chosen_ref, rejected_ref, beta=0.3, pairs=11)[0], chosen, rejected)
-
-
-def test_dpo_at_the_reference_is_log_2():
-    logp = doubles(P)
-    assert float(dpo_loss(logp, logp - 1, logp, logp - 1, beta=5.0, pairs=P)[0]) == pytest.approx(math.log(2))
-
-
 @pytest.mark.parametrize("cut", [1, 3])
-def test_pair_losses_in_micro_batches(cut):
-    columns = [doubles(P, seed=s) for s in range(4)]
-    dpo = lambda rows: dpo_loss(*(x[rows] for x in columns), beta=0.2, pairs=P)  # noqa: E731
-    bt = lambda rows: bradley_terry_loss(*(x[rows] for x in columns[:3]), pairs=P)  # noqa: E731
-    for loss in (dpo, bt):
-        whole, sums = loss(slice(None))
-        parts = [loss(slice(0, cut)), loss(slice(cut, None))]
-        assert float(parts[0][0] + parts[1][0]) == pytest.approx(float(whole), abs=1e-12)
-        assert merge(part for _, part in parts) == pytest.approx(merge([sums]), abs=1e-6), "metrics are float32"
+def test_bradley_terry_in_micro_batches(cut):
+    columns = [doubles(P, seed=s) for s in range(3)]
+    loss = lambda rows: bradley_terry_loss(*(x[rows] for x in columns), pairs=P)  # noqa: E731
+    whole, sums = loss(slice(None))
+    parts = [loss(slice(0, cut)), loss(slice(cut, None))]
+    assert float(parts[0][0] + parts[1][0]) == pytest.approx(float(whole), abs=1e-12)
+    assert merge(part for _, part in parts) == pytest.approx(merge([sums]), abs=1e-6), "metrics are float32"
 
 
 # Policy gradient

@@ -12,6 +12,7 @@ from models.configs.checkpointing import CheckpointConfig
 from models.configs.dpo import DPOConfig
 from models.configs.evaluation import EvaluateConfig
 from models.configs.grpo import GRPOConfig
+from models.configs.kto import KTOConfig
 from models.configs.optimisation import OptimConfig
 from models.configs.ppo import PPOConfig
 from models.configs.preferences import PreferencesConfig
@@ -61,8 +62,19 @@ CASES = {
         PREFERENCES,
         [("step:2", None), ("step:4", 2), ("stop:2", 4)],
     ),
-    "dpo": Case(
-        "models.training.dpo:train", DPOConfig(epochs=2, checkpoint=EVERY_OTHER, **BATCHES), HALF, [("stop:3", 3), ("step:2", 4)]
+    "dpo": Case("models.training.dpo:train", DPOConfig(epochs=2, checkpoint=EVERY_OTHER, **BATCHES), HALF, [("stop:3", 3), ("step:2", 4)]),
+    # Saved right before the reference moves, and in the middle between two moves.
+    "dpo, moving reference": Case(
+        "models.training.dpo:train",
+        DPOConfig(epochs=2, reference_sync_every=2, reference_sync_share=0.3, checkpoint=EVERY_UPDATE, **BATCHES),
+        HALF,
+        [("step:3", 2), ("saved:1", 3), ("stop:1", 4)],
+    ),
+    "kto": Case(
+        "models.training.kto:train",
+        KTOConfig(epochs=2, desirable_weight=2.0, checkpoint=EVERY_OTHER, **BATCHES),
+        {"policy": "half", "labels": "tables"},
+        [("stop:3", 3), ("step:2", 4)],
     ),
     "rejection_sampling": Case(
         "models.training.rejection_sampling:train",
