@@ -118,7 +118,7 @@ def _models_held(stage: str, config: BaseModel) -> tuple[int, int] | None:
         return 1, (config.kl_coefficient > 0) + (config.reward == "reward_model")
     if isinstance(config, RejectionSamplingConfig):
         return 1, int(config.score == "reward_model")
-    if stage in ("sft", "reward_model", "dpo") or isinstance(config, PolicyGradientConfig):
+    if stage in ("sft", "reward_model", "dpo", "kwise_dpo") or isinstance(config, PolicyGradientConfig):
         return 1, 0
     return (0, 1) if stage in ("collect_preferences", "evaluate") else None
 

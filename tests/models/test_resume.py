@@ -12,6 +12,7 @@ from models.configs.checkpointing import CheckpointConfig
 from models.configs.dpo import DPOConfig
 from models.configs.evaluation import EvaluateConfig
 from models.configs.grpo import GRPOConfig
+from models.configs.kwise_dpo import KWiseDPOConfig
 from models.configs.optimisation import OptimConfig
 from models.configs.ppo import PPOConfig
 from models.configs.preferences import PreferencesConfig
@@ -60,9 +61,19 @@ CASES = {
         PREFERENCES,
         [("step:2", None), ("step:4", 2), ("stop:2", 4)],
     ),
-    "dpo": Case(
-        "models.training.dpo:train", DPOConfig(epochs=2, checkpoint=EVERY_OTHER, **BATCHES), HALF, [("stop:3", 3), ("step:2", 4)]
+    "reward_model, k_wise": Case(
+        "models.training.reward_model:train",
+        RewardModelConfig(loss="k_wise", centring_coefficient=0.1, epochs=2, checkpoint=EVERY_OTHER, **BATCHES),
+        PREFERENCES,
+        [("step:2", None), ("stop:3", 3)],
     ),
+    "kwise_dpo": Case(
+        "models.training.kwise_dpo:train",
+        KWiseDPOConfig(epochs=2, checkpoint=EVERY_OTHER, **BATCHES),
+        HALF,
+        [("step:2", None), ("stop:3", 3)],
+    ),
+    "dpo": Case("models.training.dpo:train", DPOConfig(epochs=2, checkpoint=EVERY_OTHER, **BATCHES), HALF, [("stop:3", 3), ("step:2", 4)]),
     "rejection_sampling": Case(
         "models.training.rejection_sampling:train",
         RejectionSamplingConfig(epochs=2, checkpoint=EVERY_UPDATE, **BATCHES),
