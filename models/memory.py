@@ -124,7 +124,7 @@ def _models_held(stage: str, config: BaseModel) -> tuple[int, int] | None:
         return 1, int(config.score == "reward_model")
     if isinstance(config, DPOConfig):
         return 1, int(config.reference_sync_every > 0)
-    if stage in ("sft", "reward_model", "kto") or isinstance(config, PolicyGradientConfig):
+    if stage in ("sft", "reward_model", "kto", "kwise_dpo") or isinstance(config, PolicyGradientConfig):
         return 1, 0
     return (0, 1) if stage in ("collect_preferences", "evaluate") else None
 

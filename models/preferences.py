@@ -11,7 +11,7 @@ from typing import Any
 from data.records import Label, Preference, Prompt, Ranking, record_id
 from data.tables import read_table, write_table
 from data.templates import load_tokenizer, render_prompt
-from data.verifiers import verify
+from data.verifiers import Verdict, verify
 from models.callables import load_callable
 from models.chunks import map_chunks
 from models.configs.preferences import PreferencesConfig

@@ -1,5 +1,6 @@
 """Checks before the first step: what would otherwise fail, or train the wrong thing, an hour later."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -51,4 +52,19 @@ def check_eos_is_trained(groups: list[Group], eos_ids: list[int]) -> None:
         raise ValueError(
             f"none of {len(groups)} demonstrations ends in an end-of-turn token ({eos_ids}): the policy would never stop. "
             "The chat template must close assistant turns with the tokenizer's eos_token"
+        )
+
+
+def check_completions_end(groups: Sequence[Group], eos_ids: Sequence[int]) -> None:
+    """A reward is read at a completion's last token, which must be the end-of-turn token at which the sampler stops.
+
+    Raises:
+        ValueError: a completion ends in another token.
+    """
+    ends = set(eos_ids)
+    odd = next(((k, c[-1]) for k, group in enumerate(groups) for c in group.completions if c[-1] not in ends), None)
+    if odd is not None:
+        raise ValueError(
+            f"a completion of example {odd[0]} ends in token {odd[1]}, not in an end-of-turn token ({sorted(ends)}): the reward would be "
+            "read where no sampled completion ends. The chat template must close assistant turns with the tokenizer's eos_token"
         )

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from data.packing import Group
-from data.records import Messages, Preference
+from data.records import Messages, Preference, Ranking
 from data.templates import render_completion, render_demonstration, render_prompt
 from models.run import Run
 
@@ -35,6 +35,12 @@ def pair_group(tokenizer: PreTrainedTokenizerBase, pair: Preference) -> Group:
     """Chosen and rejected answers behind their shared prompt: two completions, in this order."""
     prompt = render_prompt(tokenizer, pair.prompt)
     return Group(prompt, [completion_ids(tokenizer, pair.prompt, text) for text in (pair.chosen, pair.rejected)])
+
+
+def ranking_group(tokenizer: PreTrainedTokenizerBase, ranking: Ranking) -> Group:
+    """All answers of a ranking behind their shared prompt, in the order of the record."""
+    prompt = render_prompt(tokenizer, ranking.prompt)
+    return Group(prompt, [completion_ids(tokenizer, ranking.prompt, text) for text in ranking.completions])
 
 
 def drop_long(groups: Sequence[Group], max_tokens: int, run: Run) -> list[int]:

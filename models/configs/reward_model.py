@@ -1,5 +1,7 @@
 """Settings of reward-model training."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from models.configs.base import StageConfig
@@ -8,15 +10,24 @@ from models.configs.optimisation import OptimConfig
 
 
 class RewardModelConfig(StageConfig):
-    """Bradley-Terry on preference pairs; the head reads the end-of-turn token."""
+    """A scalar head learns from comparisons; it reads the end-of-turn token."""
 
-    epochs: float = Field(default=1.0, gt=0, description="Passes over the pairs; more than one overfits quickly.")
-    batch_size: int = Field(default=32, ge=1, description="Pairs an update.")
+    loss: Literal["bradley_terry", "k_wise"] = Field(
+        default="bradley_terry", description="Learn from pairs (preferences.parquet), or from all comparisons of K-way rankings."
+    )
+    centring_coefficient: float = Field(
+        default=0.0, ge=0, description="Weight of (r_better + r_worse)^2, which keeps rewards near 0 (0.01 in the literature); 0 = none."
+    )
+    epochs: float = Field(default=1.0, gt=0, description="Passes over the pairs or rankings; more than one overfits quickly.")
+    batch_size: int = Field(default=32, ge=1, description="Pairs, or rankings, an update.")
     max_updates: int = Field(default=0, ge=0, description="Stop after this many optimiser updates; 0 = after the epochs.")
-    use_margin: bool = Field(default=False, description="Ask for a reward gap of at least the pair's margin.")
+    use_margin: bool = Field(
+        default=False,
+        description="Ask for a reward gap of at least the pair's margin (of a ranking: the difference of the judge's scores).",
+    )
     optim: OptimConfig = Field(default_factory=lambda: OptimConfig(learning_rate=1e-5), description="Optimiser.")
     micro_batch_tokens: int = Field(default=4096, ge=16, description="Tokens of a forward and backward pass.")
     max_tokens: int = Field(
-        default=1024, ge=8, description="Pairs longer than this, in tokens with both completions, are left out and counted."
+        default=1024, ge=8, description="Pairs or rankings longer than this, in tokens with all completions, are left out and counted."
     )
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="How often to save for resume.")

@@ -18,10 +18,11 @@ from models.training.order import batch_indices
 
 @dataclass(frozen=True)
 class Pairs:
-    """Rendered pairs and the margins of their judge."""
+    """Rendered pairs, the margins of their judge and where they come from."""
 
     groups: list[Group]
     margin_P: Tensor
+    sources: list[str]
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,23 @@ class Batch:
 
 
 def read_pairs(path: Path, policy: Path, max_tokens: int, run: Run) -> Pairs:
-    """Pairs of a table, rendered with the tokenizer of ``policy``."""
+    """Pairs of a table, rendered with the tokenizer of ``policy``.
+
+    Raises:
+        ValueError: the folder holds rankings only.
+    """
+    if not path.is_file() and (path.parent / "rankings.parquet").is_file():
+        raise ValueError(
+            f"{path.parent} holds rankings (rankings.parquet) and no {path.name}: use the K-wise loss (reward_model loss k_wise, or the "
+            "stage kwise_dpo), or give data with pairs (curate.preferences, or the stage collect_preferences)"
+        )
     tokenizer = load_tokenizer(policy)
     records = read_table(path, Preference)
     groups = [pair_group(tokenizer, record) for record in records]
     kept = drop_long(groups, max_tokens, run)
-    return Pairs([groups[i] for i in kept], torch.tensor([records[i].margin for i in kept], dtype=torch.float32))
+    return Pairs(
+        [groups[i] for i in kept], torch.tensor([records[i].margin for i in kept], dtype=torch.float32), [records[i].source for i in kept]
+    )
 
 
 class PairAlgorithm(Algorithm):

@@ -1,8 +1,9 @@
-"""Stage entry: a reward model from preference pairs.
+"""Stage entry: a reward model from preference pairs or rankings.
 
-Axes: ``P`` pairs, ``C`` completions (chosen and rejected in turn).
+Axes: ``P`` pairs, ``C`` completions (of pairs: chosen and rejected in turn), ``M`` ordered pairs of a ranking's completions.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.intervals import wilson
+from data.packing import Group
+from data.templates import load_tokenizer
+from models.calibration import calibration_metrics, judge_probabilities, subsets
 from models.configs.reward_model import RewardModelConfig
 from models.heads import RewardRule, ScalarModel, new_scalar, save_scalar
+from models.losses.rankings import centring_penalty, k_wise_loss
 from models.losses.reward_model import bradley_terry_loss
-from models.losses.sums import Sums
+from models.losses.sums import Sums, mean_of
+from models.preflight import check_completions_end
+from models.rendering import eos_ids
 from models.rewards import score_groups
 from models.run import Run
 from models.training.core import fit
 from models.training.optimiser import Trainee
 from models.training.order import updates_for
 from models.training.pairs import Batch, PairAlgorithm, Pairs, read_pairs
+from models.training.rankings import RankedBatch, RankingAlgorithm, Rankings, read_rankings
+
+REPORT_FILE = "report.json"
 
 
 class BradleyTerry(PairAlgorithm):
@@ -28,52 +37,89 @@ class BradleyTerry(PairAlgorithm):
 
     def __init__(self, model: ScalarModel, pairs: Pairs, config: RewardModelConfig, seed: int, run: Run):
         super().__init__(pairs, config.batch_size, config.micro_batch_tokens, seed, run, "reward_model")
-        self.model = model
+        self.model, self.centring = model, config.centring_coefficient
         self.margin_P = pairs.margin_P if config.use_margin else torch.zeros_like(pairs.margin_P)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Sums]:
         score_P2 = self.model.at_ends(batch.packed).view(-1, 2)
         margin_P = self.margin_P[batch.index_P].to(score_P2.device)
-        return bradley_terry_loss(score_P2[:, 0], score_P2[:, 1], margin_P, batch.pairs)
+        loss, sums = bradley_terry_loss(score_P2[:, 0], score_P2[:, 1], margin_P, batch.pairs)
+        if not self.centring:
+            return loss, sums
+        penalty_P = self.centring * centring_penalty(score_P2[:, 0], score_P2[:, 1])
+        loss = loss + penalty_P.sum() / batch.pairs
+        own = len(score_P2)
+        return loss, sums | {"train/loss": (loss.detach() * batch.pairs, float(own)), "reward_model/centring_loss": mean_of(penalty_P)}
+
+
+class KWise(RankingAlgorithm):
+    """Score each completion of a ranking above all that rank below it."""
+
+    def __init__(self, model: ScalarModel, rankings: Rankings, config: RewardModelConfig, seed: int, run: Run):
+        super().__init__(rankings, config.batch_size, config.micro_batch_tokens, seed, run, "reward_model")
+        self.model, self.centring, self.use_margin = model, config.centring_coefficient, config.use_margin
+
+    def loss(self, batch: RankedBatch) -> tuple[Tensor, Sums]:
+        score_C = self.model.at_ends(batch.packed)
+        better_M, worse_M = score_C[batch.better_M], score_C[batch.worse_M]
+        margin_M = batch.margin_M if self.use_margin else torch.zeros_like(batch.margin_M)
+        loss, sums = k_wise_loss(better_M, worse_M, margin_M, batch.weight_M, batch.prompts)
+        if self.centring:
+            penalty_M = self.centring * centring_penalty(better_M, worse_M) * batch.weight_M
+            loss = loss + penalty_M.sum() / batch.prompts
+            sums["reward_model/centring_loss"] = (penalty_M.detach().sum(), float(batch.own_prompts))
+        return loss, sums | {
+            "train/loss": (loss.detach() * batch.prompts, float(batch.own_prompts)),
+            "reward_model/margin": mean_of(better_M - worse_M),
+            "reward_model/chosen_reward": mean_of(better_M),
+            "reward_model/rejected_reward": mean_of(worse_M),
+        }
 
 
 def train(config: RewardModelConfig, *, policy: Path, preferences: Path, seed: int, run: Run) -> dict[str, Any]:
     """Train a scalar head on the backbone of ``policy``; measure it on held-out pairs where there are any.
 
-    The saved rule makes rewards of the training completions mean 0 and deviation 1.
+    The saved rule makes rewards of the training completions mean 0 and deviation 1. ``report.json`` holds accuracy and calibration on the
+    held-out pairs, of all and by subset.
     """
-    pairs = read_pairs(preferences / "preferences.parquet", policy, config.max_tokens, run)
     model = new_scalar(policy, seed, run.device)
-    updates = updates_for(len(pairs.groups), config.batch_size, config.epochs, config.max_updates)
-    loop = fit(run, BradleyTerry(model, pairs, config, seed, run), {"model": Trainee(model, config.optim)}, updates, config.checkpoint)
+    algorithm, groups, comparisons = _algorithm(config, model, policy, preferences, seed, run)
+    check_completions_end(groups, eos_ids(policy, load_tokenizer(policy)))
+    updates = updates_for(len(groups), config.batch_size, config.epochs, config.max_updates)
+    loop = fit(run, algorithm, {"model": Trainee(model, config.optim)}, updates, config.checkpoint)
     model.requires_grad_(False)
-    model.rule = _rule(model, pairs, config.micro_batch_tokens)
+    model.rule = _rule(model, groups, comparisons, config.micro_batch_tokens)
     held_out = preferences / "test_preferences.parquet"
-    measured = _held_out_accuracy(model, held_out, policy, config, run, updates) if held_out.is_file() else {}
+    measured = _measure(model, held_out, policy, config, run, updates) if held_out.is_file() else {}
     save_scalar(model, policy, run.out)
-    return {"updates": updates, "pairs": len(pairs.groups), "skipped_updates": loop.skipped} | measured
+    return {"updates": updates, "pairs": comparisons, "skipped_updates": loop.skipped} | measured
 
 
-def _rule(model: ScalarModel, pairs: Pairs, max_tokens: int) -> RewardRule:
-    scores = torch.tensor(score_groups(model, pairs.groups[:512], max_tokens))
-    return RewardRule(float(scores.mean()), max(float(scores.std(correction=0)), 1e-6), len(pairs.groups))
+def _algorithm(
+    config: RewardModelConfig, model: ScalarModel, policy: Path, preferences: Path, seed: int, run: Run
+) -> tuple[BradleyTerry | KWise, list[Group], int]:
+    """The loss in force, what it learns from, and how many comparisons that makes."""
+    if config.loss == "bradley_terry":
+        pairs = read_pairs(preferences / "preferences.parquet", policy, config.max_tokens, run)
+        return BradleyTerry(model, pairs, config, seed, run), pairs.groups, len(pairs.groups)
+    rankings = read_rankings(preferences, policy, config.max_tokens, run)
+    if config.use_margin and not rankings.scored:
+        raise ValueError("use_margin needs scores, and these rankings have ranks only: set use_margin to false, or rank with a judge")
+    return KWise(model, rankings, config, seed, run), rankings.groups, sum(map(len, rankings.pairs))
 
 
-def _held_out_accuracy(model: ScalarModel, table: Path, policy: Path, config: RewardModelConfig, run: Run, updates: int) -> dict[str, Any]:
+def _rule(model: ScalarModel, groups: Sequence[Group], comparisons: int, max_tokens: int) -> RewardRule:
+    scores = torch.tensor([s for row in score_groups(model, groups[:512], max_tokens) for s in row])
+    return RewardRule(float(scores.mean()), max(float(scores.std(correction=0)), 1e-6), comparisons)
+
+
+def _measure(model: ScalarModel, table: Path, policy: Path, config: RewardModelConfig, run: Run, updates: int) -> dict[str, Any]:
+    """Accuracy and calibration on held-out pairs; p = sigmoid(r_chosen - r_rejected) of the rewards before the rule scales them."""
     held_out = read_pairs(table, policy, config.max_tokens, run)
-    scores_P2 = score_groups(model, held_out.groups, config.micro_batch_tokens)
-    interval = wilson(_hits(scores_P2), len(scores_P2))
-    run.report(
-        {
-            "eval/accuracy": interval.mean,
-            "eval/accuracy_low": interval.low,
-            "eval/accuracy_high": interval.high,
-            "eval/pairs": len(scores_P2),
-        },
-        updates,
-    )
-    return {"accuracy": interval.mean, "accuracy_low": interval.low, "accuracy_high": interval.high, "held_out_pairs": len(scores_P2)}
-
-
-def _hits(scores_P2: Sequence[Sequence[float]]) -> int:
-    return sum(chosen > rejected for chosen, rejected in scores_P2)
+    score_P2 = torch.tensor(score_groups(model, held_out.groups, config.micro_batch_tokens), dtype=torch.float64)
+    p_P = torch.sigmoid(model.rule.deviation * (score_P2[:, 0] - score_P2[:, 1]))
+    judged = judge_probabilities(p_P, subsets(held_out.groups, held_out.margin_P.tolist(), held_out.sources))
+    (run.out / REPORT_FILE).write_text(json.dumps(judged, indent=1), encoding="utf-8")
+    run.report(calibration_metrics(judged), updates)
+    kept = ("accuracy", "accuracy_low", "accuracy_high", "calibration_error", "brier")
+    return {name: judged[name] for name in kept} | {"held_out_pairs": judged["pairs"]}

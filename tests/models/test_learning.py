@@ -12,6 +12,7 @@ from data.packing import Group, pack
 from models.configs.dpo import DPOConfig
 from models.configs.grpo import GRPOConfig
 from models.configs.kto import KTOConfig
+from models.configs.kwise_dpo import KWiseDPOConfig
 from models.configs.optimisation import OptimConfig
 from models.configs.ppo import PPOConfig
 from models.configs.reinforce import ActorCriticConfig, ReinforceConfig
@@ -23,7 +24,7 @@ from models.heads import new_scalar, save_scalar
 from models.loading import load_policy
 from models.logprobs import token_logps
 from models.run import Run
-from models.training import actor_critic, dpo, grpo, kto, ppo, reinforce, rejection_sampling, reward_model, sft
+from models.training import actor_critic, dpo, grpo, kto, kwise_dpo, ppo, reinforce, rejection_sampling, reward_model, sft
 
 FAST = OptimConfig(learning_rate=3e-2, schedule="constant", warmup_share=0)
 ROUND = {
@@ -107,10 +108,16 @@ PAIRS, ON_POLICY = ("policy", "preferences"), ("policy", "data", "reward")
 STAGES: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
     "sft": (sft, SFTConfig(batch_size=5, normaliser="sequence_mean", optim=smooth(0.3)), ("base", "data")),
     "reward_model": (reward_model, RewardModelConfig(batch_size=5, use_margin=True, optim=smooth(0.3)), PAIRS),
+    "reward_model, k_wise": (
+        reward_model,
+        RewardModelConfig(loss="k_wise", centring_coefficient=0.1, batch_size=4, optim=smooth(0.3)),
+        PAIRS,
+    ),
     "dpo": (dpo, DPOConfig(batch_size=5, optim=smooth(0.3)), PAIRS),
     "dpo, moving reference": (dpo, DPOConfig(batch_size=5, reference_sync_every=1, reference_sync_share=0.5, optim=smooth(0.3)), PAIRS),
     "orpo": (dpo, DPOConfig(loss="orpo", batch_size=5, optim=smooth(0.3)), PAIRS),
     "kto": (kto, KTOConfig(batch_size=5, optim=smooth(0.3)), ("policy", "labels")),
+    "kwise_dpo": (kwise_dpo, KWiseDPOConfig(batch_size=4, optim=smooth(0.3)), PAIRS),
     "rejection_sampling": (rejection_sampling, RejectionSamplingConfig(batch_size=4, optim=smooth(0.3)), (*PAIRS, "reward")),
     "grpo": (grpo, GRPOConfig(**ROUNDS, reward="reward_model", minibatches=2, optim=smooth(0.3)), ON_POLICY),
     "reinforce": (reinforce, ReinforceConfig(**ROUNDS, optim=smooth(0.3)), ON_POLICY),

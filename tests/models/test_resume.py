@@ -13,6 +13,7 @@ from models.configs.dpo import DPOConfig
 from models.configs.evaluation import EvaluateConfig
 from models.configs.grpo import GRPOConfig
 from models.configs.kto import KTOConfig
+from models.configs.kwise_dpo import KWiseDPOConfig
 from models.configs.optimisation import OptimConfig
 from models.configs.ppo import PPOConfig
 from models.configs.preferences import PreferencesConfig
@@ -75,6 +76,18 @@ CASES = {
         KTOConfig(epochs=2, desirable_weight=2.0, checkpoint=EVERY_OTHER, **BATCHES),
         {"policy": "half", "labels": "tables"},
         [("stop:3", 3), ("step:2", 4)],
+    ),
+    "reward_model, k_wise": Case(
+        "models.training.reward_model:train",
+        RewardModelConfig(loss="k_wise", centring_coefficient=0.1, epochs=2, checkpoint=EVERY_OTHER, **BATCHES),
+        PREFERENCES,
+        [("step:2", None), ("stop:3", 3)],
+    ),
+    "kwise_dpo": Case(
+        "models.training.kwise_dpo:train",
+        KWiseDPOConfig(epochs=2, checkpoint=EVERY_OTHER, **BATCHES),
+        HALF,
+        [("step:2", None), ("stop:3", 3)],
     ),
     "rejection_sampling": Case(
         "models.training.rejection_sampling:train",

@@ -1,0 +1,128 @@
+"""K-way rankings as batches: what K-wise reward modelling and K-wise DPO share.
+
+All completions of a prompt go through one packed forward pass.
+
+Axes: ``C`` completions, ``M`` ordered pairs of completions of one prompt.
+"""
+
+from dataclasses import dataclass
+from itertools import accumulate, permutations
+from math import comb
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data.packing import Group, Packed, pack, split_by_tokens
+from data.records import Ranking
+from data.tables import read_table
+from data.templates import load_tokenizer
+from models.rendering import drop_long, ranking_group
+from models.run import Run
+from models.training.core import Algorithm
+from models.training.order import batch_indices
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Of one ranking: which completion is better than which, and by how much in the judge's unit (0 where only ranks are known)."""
+
+    better: int
+    worse: int
+    margin: float
+
+
+@dataclass(frozen=True)
+class Rankings:
+    """Rendered rankings, the pairs that each of them orders, and the row of its first completion among all."""
+
+    groups: list[Group]
+    pairs: list[list[Pair]]
+    starts: list[int]
+    scored: bool  # every ranking has the judge's scores
+
+
+@dataclass(frozen=True)
+class RankedBatch:
+    """A micro-batch of rankings. ``row_C`` counts completions of the whole table; ``prompts`` are those of the whole update."""
+
+    packed: Packed
+    row_C: Tensor
+    better_M: Tensor  # rows of this micro-batch
+    worse_M: Tensor
+    margin_M: Tensor
+    weight_M: Tensor  # 1/C(k,2) of the pair's prompt
+    prompts: int
+
+    @property
+    def own_prompts(self) -> int:
+        """Prompts of this micro-batch alone."""
+        return len(self.packed.group_starts_K) - 1
+
+
+def ordered_pairs(ranking: Ranking) -> list[Pair]:
+    """Every pair (i, j) with a better rank of i; ties make none.
+
+    By hand: ranks (0, 1, 1): (0, 1) and (0, 2).
+    """
+    scores = ranking.scores or (0.0,) * len(ranking.ranks)
+    return [Pair(i, j, scores[i] - scores[j]) for i, j in permutations(range(len(ranking.ranks)), 2) if ranking.ranks[i] < ranking.ranks[j]]
+
+
+def read_rankings(folder: Path, policy: Path, max_tokens: int, run: Run) -> Rankings:
+    """Rankings of ``folder``, rendered with the tokenizer of ``policy``. Those that order nothing are left out and counted.
+
+    Raises:
+        ValueError: the folder holds pairs only, a ranking has fewer than two completions, or all are tied.
+    """
+    path = folder / "rankings.parquet"
+    if not path.is_file() and (folder / "preferences.parquet").is_file():
+        raise ValueError(
+            f"{folder} holds pairs (preferences.parquet) and no rankings: use the pairwise loss (reward_model loss bradley_terry, or the "
+            "stage dpo), or give data with rankings.parquet (curate.rankings, or the stage collect_preferences)"
+        )
+    records = read_table(path, Ranking)
+    lonely = next((r for r in records if len(r.completions) < 2), None)
+    if lonely is not None:
+        raise ValueError(f"ranking {lonely.id} has {len(lonely.completions)} completion: a ranking orders at least two; drop it")
+    ordered = [r for r in records if ordered_pairs(r)]
+    if len(ordered) < len(records):
+        run.log(f"{len(records) - len(ordered)} of {len(records)} rankings have all completions tied, teach nothing and are left out")
+    if not ordered:
+        raise ValueError(f"all {len(records)} rankings in {path} are ties from end to end: nothing can be learned from them")
+    tokenizer = load_tokenizer(policy)
+    groups = [ranking_group(tokenizer, record) for record in ordered]
+    kept = drop_long(groups, max_tokens, run)
+    sizes = [len(groups[i].completions) for i in kept]
+    return Rankings(
+        [groups[i] for i in kept], [ordered_pairs(ordered[i]) for i in kept], [0, *accumulate(sizes)][:-1], all(r.scores for r in ordered)
+    )
+
+
+class RankingAlgorithm(Algorithm):
+    """Batches of rankings in a seeded order; the loss is the method's own."""
+
+    def __init__(self, rankings: Rankings, batch_size: int, micro_batch_tokens: int, seed: int, run: Run, tag: str):
+        self.rankings, self.batch_size, self.seed, self.device, self.tag = rankings, batch_size, seed, run.device, tag
+        self.max_tokens = int(micro_batch_tokens * run.micro_batch_scale)
+
+    def batches(self, update: int) -> list[RankedBatch]:
+        chosen = batch_indices(len(self.rankings.groups), self.batch_size, update, self.seed, self.tag)
+        batches, begin = [], 0
+        for part in split_by_tokens([self.rankings.groups[i] for i in chosen], self.max_tokens):
+            batches.append(self._batch(chosen[begin : begin + len(part)], len(chosen)))
+            begin += len(part)
+        return batches
+
+    def _batch(self, members: list[int], prompts: int) -> RankedBatch:
+        groups = [self.rankings.groups[i] for i in members]
+        rows = [self.rankings.starts[i] + g for i, group in zip(members, groups, strict=True) for g in range(len(group.completions))]
+        pairs, begin = [], 0
+        for i, group in zip(members, groups, strict=True):
+            share = 1 / comb(len(group.completions), 2)
+            pairs += [(begin + p.better, begin + p.worse, p.margin, share) for p in self.rankings.pairs[i]]
+            begin += len(group.completions)
+        better, worse, margin, weight = zip(*pairs, strict=True)
+        indices = [torch.tensor(column, device=self.device) for column in (better, worse)]
+        floats = [torch.tensor(column, dtype=torch.float32, device=self.device) for column in (margin, weight)]
+        return RankedBatch(pack(groups).to(self.device), torch.tensor(rows), *indices, *floats, prompts)
