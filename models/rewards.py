@@ -14,12 +14,12 @@ from transformers import PreTrainedTokenizerBase
 from data.packing import Group, pack, split_by_tokens
 from data.records import Prompt
 from data.verifiers import verify
-from models.heads import ScalarModel, load_scalar
+from models.heads import HeadModel, ScalarModel, load_scalar
 from models.rendering import text_of
 
 
 @torch.no_grad()
-def score_groups(model: ScalarModel, groups: Sequence[Group], max_tokens: int) -> list[list[float]]:
+def score_groups(model: HeadModel, groups: Sequence[Group], max_tokens: int) -> list[list[float]]:
     """Normalised reward of every completion of every group, in their order."""
     scores: list[float] = []
     for part in split_by_tokens(groups, max_tokens):
