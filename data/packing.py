@@ -44,6 +44,7 @@ class Packed:
     target_S: Tensor
     completion_S: Tensor  # which completion (of all C) a scored token belongs to
     offset_S: Tensor  # its position in that completion
+    own_S: Tensor  # packed index of the scored token itself, where the prefix that it ends is read
 
     @property
     def n_completions(self) -> int:
@@ -80,7 +81,7 @@ def pack(groups: Sequence[Group]) -> Packed:
     branch: list[int] = []
     starts: list[int] = [0]
     last: list[int] = []
-    scored: list[tuple[int, int, int, int]] = []
+    scored: list[tuple[int, ...]] = []
     for k, group in enumerate(groups):
         _check(group, k)
         prompt_end = len(ids) + len(group.prompt)
@@ -90,15 +91,15 @@ def pack(groups: Sequence[Group]) -> Packed:
         for b, completion in enumerate(group.completions):
             begin = len(ids)
             keep = group.scored[b] if group.scored is not None else [True] * len(completion)
-            scored += [(prompt_end - 1 if t == 0 else begin + t - 1, token, len(last), t) for t, token in enumerate(completion) if keep[t]]
+            sources = [prompt_end - 1, *range(begin, begin + len(completion) - 1)]
+            scored += [(sources[t], token, len(last), t, begin + t) for t, token in enumerate(completion) if keep[t]]
             ids += completion
             position += range(len(group.prompt), len(group.prompt) + len(completion))
             branch += [b + 1] * len(completion)
             last.append(len(ids) - 1)
         group_of += [k] * (len(ids) - starts[-1])
         starts.append(len(ids))
-    source, target, which, offset = zip(*scored, strict=True) if scored else ((), (), (), ())
-    columns = (ids, position, group_of, branch, starts, last, source, target, which, offset)
+    columns = (ids, position, group_of, branch, starts, last, *(zip(*scored, strict=True) if scored else [()] * 5))
     return Packed(*(torch.tensor(column, dtype=torch.long) for column in columns))
 
 

@@ -122,6 +122,11 @@ class DecodeLayout:
         self.length_R = self.length_R[rows]
         self._prepare()
 
+    def rewind(self, length_R: Tensor) -> None:
+        """Forget all tokens after the first ``length_R`` of each row; their slots are written again."""
+        self.length_R = length_R
+        self._prepare()
+
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         rows, heads, _, width = query.shape
         keys, values = self.keys[layer], self.values[layer]
@@ -131,6 +136,28 @@ class DecodeLayout:
         q = query.reshape(rows, keys.shape[1], -1, width)
         a = F.scaled_dot_product_attention(q, keys[:, :, : self.used], values[:, :, : self.used], attn_mask=self.mask_R11T, scale=scaling)
         return a.reshape(rows, 1, heads, width)
+
+
+class BranchLayout:
+    """``A`` alternatives for the next token of each row of a cache: each sees the row's past and itself. Nothing is written."""
+
+    def __init__(self, cache: DecodeLayout, alternatives: int):
+        self.cache = cache
+        self.past = int(cache.length_R.max())
+        device = cache.length_R.device
+        past_RT = torch.arange(self.past, device=device) < cache.length_R[:, None]
+        itself_AA = torch.eye(alternatives, dtype=torch.bool, device=device)
+        rows = len(cache.length_R)
+        self.mask_RAT = torch.cat([past_RT[:, None].expand(-1, alternatives, -1), itself_AA.expand(rows, -1, -1)], dim=2)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        rows, heads, alternatives, width = query.shape
+        keys = torch.cat([self.cache.keys[layer][:, :, : self.past], key], dim=2)
+        values = torch.cat([self.cache.values[layer][:, :, : self.past], value], dim=2)
+        q = query.reshape(rows, keys.shape[1], -1, width)
+        mask_R1QT = self.mask_RAT.repeat(1, heads // keys.shape[1], 1)[:, None]
+        a = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask_R1QT, scale=scaling)
+        return a.reshape(rows, heads, alternatives, width).transpose(1, 2)
 
 
 def _attention(module, query, key, value, attention_mask, scaling=None, layout: Layout | None = None, **kwargs):

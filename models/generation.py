@@ -1,6 +1,7 @@
 """The sampler: a prompt is prefilled once whatever the number of samples, rows that end leave the batch.
 
-Axes: ``R`` rows (prompt x sample) being generated, ``J`` key-value heads, ``T`` slots of the cache, ``D`` head width, ``V`` vocabulary.
+Axes: ``R`` rows (prompt x sample) being generated, ``A`` alternatives for a next token, ``J`` key-value heads, ``T`` slots of the cache,
+``D`` head width, ``V`` vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from data.packing import Group, pack
-from models.attention import DecodeLayout, PackedLayout
+from models.attention import BranchLayout, DecodeLayout, PackedLayout
 from models.configs.sampling import SamplingConfig
 from models.logprobs import NO_MASK, head_weight, hidden_states
 from models.seeds import derive_seed
@@ -149,6 +150,18 @@ def decode(policy: PreTrainedModel, token_R: Tensor, layout: DecodeLayout) -> Te
     )
     layout.advance()
     return output.last_hidden_state[:, 0]
+
+
+def branch(policy: PreTrainedModel, token_RA: Tensor, layout: DecodeLayout) -> Tensor:
+    """What ``decode`` would return for each of several next tokens: ``[R, A, E]``. The cache stays as it is."""
+    output = policy.base_model(
+        input_ids=token_RA,
+        position_ids=layout.length_R[:, None].expand_as(token_RA),
+        attention_mask=NO_MASK.to(token_RA.device),
+        layout=BranchLayout(layout, token_RA.shape[1]),
+        use_cache=False,
+    )
+    return output.last_hidden_state
 
 
 def sample_tokens(logits_RV: Tensor, sampling: SamplingConfig, noise: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -18,14 +18,14 @@ from data.verifiers import verify
 from models.callables import load_callable
 from models.configs.policy_gradient import PolicyGradientConfig
 from models.configs.rewards import RewardComponent
-from models.heads import ScalarModel, load_scalar
+from models.heads import HeadModel, ScalarModel, load_scalar
 from models.judges import Judge, format_judge, judge_of, language_consistency
 from models.language_judge import LanguageJudge, load_language_judge
 from models.rendering import text_of
 
 
 @torch.no_grad()
-def score_groups(model: ScalarModel, groups: Sequence[Group], max_tokens: int) -> list[list[float]]:
+def score_groups(model: HeadModel, groups: Sequence[Group], max_tokens: int) -> list[list[float]]:
     """Normalised reward of every completion of every group, in their order."""
     scores: list[float] = []
     for part in split_by_tokens(groups, max_tokens):
