@@ -1,6 +1,7 @@
 """The sampler: a prompt is prefilled once whatever the number of samples, rows that end leave the batch.
 
-Axes: ``R`` rows (prompt x sample) being generated, ``A`` alternatives for a next token, ``J`` key-value heads, ``T`` slots of the cache, ``D`` head width, ``V`` vocabulary.
+Axes: ``R`` rows (prompt x sample) being generated, ``A`` alternatives for a next token, ``J`` key-value heads, ``T`` slots of the cache,
+``D`` head width, ``V`` vocabulary.
 """
 
 from collections.abc import Callable, Sequence

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from models.cgroups import memory_headroom
 from models.configs.base_model import BaseModelConfig
 from models.configs.grpo import GRPOConfig
+from models.configs.guidance import GuidedEvaluationConfig, TokenRewardConfig
 from models.configs.policy_gradient import PolicyGradientConfig
 from models.configs.ppo import PPOConfig
 from models.configs.rejection_sampling import RejectionSamplingConfig
@@ -118,7 +119,11 @@ def _models_held(stage: str, config: BaseModel) -> tuple[int, int] | None:
         return 1, (config.kl_coefficient > 0) + (config.reward == "reward_model")
     if isinstance(config, RejectionSamplingConfig):
         return 1, int(config.score == "reward_model")
-    if stage in ("sft", "reward_model", "dpo") or isinstance(config, PolicyGradientConfig):
+    if isinstance(config, TokenRewardConfig):
+        return 1, int(config.min_chance > 0)
+    if isinstance(config, GuidedEvaluationConfig):
+        return 0, 1 + (config.guidance.mode != "none")
+    if stage in ("sft", "reward_model", "dpo", "prefix_value") or isinstance(config, PolicyGradientConfig):
         return 1, 0
     return (0, 1) if stage in ("collect_preferences", "evaluate") else None
 

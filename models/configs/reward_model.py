@@ -1,6 +1,8 @@
 """Settings of reward-model training."""
 
-from pydantic import Field
+from typing import Literal
+
+from pydantic import Field, model_validator
 
 from models.configs.base import StageConfig
 from models.configs.checkpointing import CheckpointConfig
@@ -13,6 +15,10 @@ class RewardModelConfig(StageConfig):
     epochs: float = Field(default=1.0, gt=0, description="Passes over the pairs; more than one overfits quickly.")
     batch_size: int = Field(default=32, ge=1, description="Pairs an update.")
     max_updates: int = Field(default=0, ge=0, description="Stop after this many optimiser updates; 0 = after the epochs.")
+    trained_on: Literal["completions", "prefixes"] = Field(
+        default="completions",
+        description="Compare whole completions, or all their prefixes of equal length, for a model that guides decoding token by token.",
+    )
     use_margin: bool = Field(default=False, description="Ask for a reward gap of at least the pair's margin.")
     optim: OptimConfig = Field(default_factory=lambda: OptimConfig(learning_rate=1e-5), description="Optimiser.")
     micro_batch_tokens: int = Field(default=4096, ge=16, description="Tokens of a forward and backward pass.")
@@ -20,3 +26,9 @@ class RewardModelConfig(StageConfig):
         default=1024, ge=8, description="Pairs longer than this, in tokens with both completions, are left out and counted."
     )
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="How often to save for resume.")
+
+    @model_validator(mode="after")
+    def _margins(self) -> "RewardModelConfig":
+        if self.use_margin and self.trained_on == "prefixes":
+            raise ValueError("use_margin asks for a gap between whole completions, which their first tokens cannot have: use completions")
+        return self

@@ -1,6 +1,6 @@
 """Stage entry: a reward model from preference pairs.
 
-Axes: ``P`` pairs, ``C`` completions (chosen and rejected in turn).
+Axes: ``P`` pairs, ``C`` completions (chosen and rejected in turn), ``T`` tokens of the longest completion.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from data.intervals import wilson
+from models.configs.guidance import TokenRewardConfig
 from models.configs.reward_model import RewardModelConfig
-from models.heads import RewardRule, ScalarModel, new_scalar, save_scalar
+from models.heads import HeadModel, RewardRule, ScalarModel, new_scalar, save_scalar
+from models.losses.guidance import prefix_bradley_terry_loss
 from models.losses.reward_model import bradley_terry_loss
 from models.losses.sums import Sums
 from models.rewards import score_groups
@@ -37,6 +39,22 @@ class BradleyTerry(PairAlgorithm):
         return bradley_terry_loss(score_P2[:, 0], score_P2[:, 1], margin_P, batch.pairs)
 
 
+class PrefixBradleyTerry(BradleyTerry):
+    """Score every prefix of chosen above the prefix of rejected of the same length; a completion that has ended stays whole."""
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Sums]:
+        length_C = batch.packed.lengths_C()
+        width = int(length_C.max())
+        score_CT = batch.packed.unflatten(self.model.at_tokens(batch.packed), width)
+        position_T = torch.arange(width, device=score_CT.device)
+        whole_CT = score_CT.gather(1, torch.minimum(position_T, length_C[:, None] - 1))
+        mask_PT = position_T < length_C.view(-1, 2).amax(-1, keepdim=True)
+        return prefix_bradley_terry_loss(whole_CT[0::2], whole_CT[1::2], mask_PT, batch.pairs)
+
+
+TRAINED_ON = {"completions": BradleyTerry, "prefixes": PrefixBradleyTerry}
+
+
 def train(config: RewardModelConfig, *, policy: Path, preferences: Path, seed: int, run: Run) -> dict[str, Any]:
     """Train a scalar head on the backbone of ``policy``; measure it on held-out pairs where there are any.
 
@@ -45,21 +63,28 @@ def train(config: RewardModelConfig, *, policy: Path, preferences: Path, seed: i
     pairs = read_pairs(preferences / "preferences.parquet", policy, config.max_tokens, run)
     model = new_scalar(policy, seed, run.device)
     updates = updates_for(len(pairs.groups), config.batch_size, config.epochs, config.max_updates)
-    loop = fit(run, BradleyTerry(model, pairs, config, seed, run), {"model": Trainee(model, config.optim)}, updates, config.checkpoint)
+    algorithm = TRAINED_ON[config.trained_on](model, pairs, config, seed, run)
+    loop = fit(run, algorithm, {"model": Trainee(model, config.optim)}, updates, config.checkpoint)
     model.requires_grad_(False)
-    model.rule = _rule(model, pairs, config.micro_batch_tokens)
-    held_out = preferences / "test_preferences.parquet"
-    measured = _held_out_accuracy(model, held_out, policy, config, run, updates) if held_out.is_file() else {}
+    model.rule = rule_of(model, pairs, config.micro_batch_tokens)
+    measured = held_out_accuracy(model, preferences, policy, config, run, updates)
     save_scalar(model, policy, run.out)
     return {"updates": updates, "pairs": len(pairs.groups), "skipped_updates": loop.skipped} | measured
 
 
-def _rule(model: ScalarModel, pairs: Pairs, max_tokens: int) -> RewardRule:
+def rule_of(model: HeadModel, pairs: Pairs, max_tokens: int) -> RewardRule:
+    """The rule under which rewards of these completions have mean 0 and deviation 1."""
     scores = torch.tensor(score_groups(model, pairs.groups[:512], max_tokens))
     return RewardRule(float(scores.mean()), max(float(scores.std(correction=0)), 1e-6), len(pairs.groups))
 
 
-def _held_out_accuracy(model: ScalarModel, table: Path, policy: Path, config: RewardModelConfig, run: Run, updates: int) -> dict[str, Any]:
+def held_out_accuracy(
+    model: HeadModel, preferences: Path, policy: Path, config: RewardModelConfig | TokenRewardConfig, run: Run, updates: int
+) -> dict[str, Any]:
+    """Share of the held-out pairs that the model ranks as they are, with its interval; nothing where none are held out."""
+    table = preferences / "test_preferences.parquet"
+    if not table.is_file():
+        return {}
     held_out = read_pairs(table, policy, config.max_tokens, run)
     scores_P2 = score_groups(model, held_out.groups, config.micro_batch_tokens)
     interval = wilson(_hits(scores_P2), len(scores_P2))

@@ -11,6 +11,7 @@ import torch
 from data.packing import Group, pack
 from models.configs.dpo import DPOConfig
 from models.configs.grpo import GRPOConfig
+from models.configs.guidance import PrefixValueConfig, TokenRewardConfig
 from models.configs.optimisation import OptimConfig
 from models.configs.ppo import PPOConfig
 from models.configs.rejection_sampling import RejectionSamplingConfig
@@ -21,7 +22,7 @@ from models.heads import new_scalar, save_scalar
 from models.loading import load_policy
 from models.logprobs import token_logps
 from models.run import Run
-from models.training import dpo, grpo, ppo, rejection_sampling, reward_model, sft
+from models.training import dpo, grpo, ppo, prefix_value, rejection_sampling, reward_model, sft, token_reward
 
 FAST = OptimConfig(learning_rate=3e-2, schedule="constant", warmup_share=0)
 ROUND = {
@@ -102,9 +103,13 @@ def smooth(learning_rate: float) -> OptimConfig:
 
 ROUNDS = {"iterations": 2, "prompts_per_iteration": 4, "samples_per_prompt": 3, "sampling": SamplingConfig(max_tokens=5)}
 PAIRS, ON_POLICY = ("policy", "preferences"), ("policy", "data", "reward")
+SAMPLED = {"samples_per_prompt": 3, "sampling": SamplingConfig(max_tokens=5)}
 STAGES: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
     "sft": (sft, SFTConfig(batch_size=5, normaliser="sequence_mean", optim=smooth(0.3)), ("base", "data")),
     "reward_model": (reward_model, RewardModelConfig(batch_size=5, use_margin=True, optim=smooth(0.3)), PAIRS),
+    "reward_model, trained on prefixes": (reward_model, RewardModelConfig(batch_size=5, trained_on="prefixes", optim=smooth(0.3)), PAIRS),
+    "prefix_value": (prefix_value, PrefixValueConfig(**SAMPLED, batch_size=5, optim=smooth(0.3)), ON_POLICY),
+    "token_reward": (token_reward, TokenRewardConfig(batch_size=5, optim=smooth(0.3)), PAIRS),
     "dpo": (dpo, DPOConfig(batch_size=5, optim=smooth(0.3)), PAIRS),
     "rejection_sampling": (rejection_sampling, RejectionSamplingConfig(batch_size=4, optim=smooth(0.3)), (*PAIRS, "reward")),
     "grpo": (grpo, GRPOConfig(**ROUNDS, reward="reward_model", minibatches=2, optim=smooth(0.3)), ON_POLICY),

@@ -12,6 +12,7 @@ from models.configs.checkpointing import CheckpointConfig
 from models.configs.dpo import DPOConfig
 from models.configs.evaluation import EvaluateConfig
 from models.configs.grpo import GRPOConfig
+from models.configs.guidance import PrefixValueConfig, TokenRewardConfig
 from models.configs.optimisation import OptimConfig
 from models.configs.ppo import PPOConfig
 from models.configs.preferences import PreferencesConfig
@@ -60,9 +61,26 @@ CASES = {
         PREFERENCES,
         [("step:2", None), ("step:4", 2), ("stop:2", 4)],
     ),
-    "dpo": Case(
-        "models.training.dpo:train", DPOConfig(epochs=2, checkpoint=EVERY_OTHER, **BATCHES), HALF, [("stop:3", 3), ("step:2", 4)]
+    "reward_model, trained on prefixes": Case(
+        "models.training.reward_model:train",
+        RewardModelConfig(epochs=2, trained_on="prefixes", checkpoint=EVERY_UPDATE, **BATCHES),
+        PREFERENCES,
+        [("step:2", 1), ("stop:1", 2), ("save:2", 3)],
     ),
+    "prefix_value": Case(
+        "models.training.prefix_value:train",
+        PrefixValueConfig(samples_per_prompt=2, sampling=SHORT, chunk_prompts=2, checkpoint=EVERY_UPDATE, **BATCHES),
+        ON_POLICY,
+        [("chunk:2", None), ("step:2", 1), ("stop:4", 2)],  # three words of progress are of the sampling
+    ),
+    # Dies between the two losses of a batch, and after both.
+    "token_reward": Case(
+        "models.training.token_reward:train",
+        TokenRewardConfig(checkpoint=EVERY_UPDATE, **BATCHES),
+        PREFERENCES,
+        [("step:2", 1), ("stop:2", 3), ("saved:1", 4)],
+    ),
+    "dpo": Case("models.training.dpo:train", DPOConfig(epochs=2, checkpoint=EVERY_OTHER, **BATCHES), HALF, [("stop:3", 3), ("step:2", 4)]),
     "rejection_sampling": Case(
         "models.training.rejection_sampling:train",
         RejectionSamplingConfig(epochs=2, checkpoint=EVERY_UPDATE, **BATCHES),
