@@ -19,6 +19,7 @@ COLUMNS = {
     "accuracy_gain": "gain over baseline",
     "win_rate": "win rate",
     "reward": "reward",
+    "minutes": "minutes",
     "kl_nats": "KL to baseline, nats",
     "completion_tokens": "length, tokens",
     "distinct": "distinct completions",
@@ -102,24 +103,31 @@ def _mean(values: Sequence[float]) -> float:
 
 def as_markdown(rows: Rows, config: ComparisonConfig, prompts: int) -> str:
     """The table in Markdown, with what its numbers mean."""
+    kind = "greedy completions" if config.primary == "accuracy_greedy" else "sampled completions"
+    note = (
+        f"{prompts} held-out prompts, the same for every policy; {kind}; baseline {config.baseline}; "
+        "brackets are 95 % paired-bootstrap intervals over prompts."
+    )
+    return markdown_table(rows, note)
+
+
+def markdown_table(rows: Rows, note: str) -> str:
+    """Columns in which no row has a value are left out; the note stands below."""
     present = [key for key in COLUMNS if any(row.get(key) is not None for row in rows)]
     lines = [
         "| " + " | ".join(COLUMNS[key] for key in present) + " |",
         "|" + "---|" * len(present),
         *("| " + " | ".join(cell(row.get(key)) for key in present) + " |" for row in rows),
     ]
-    kind = "greedy completions" if config.primary == "accuracy_greedy" else "sampled completions"
-    note = (
-        f"{prompts} held-out prompts, the same for every policy; {kind}; baseline {config.baseline}; "
-        "brackets are 95 % paired-bootstrap intervals over prompts."
-    )
     return "\n".join([*lines, "", note, ""])
 
 
 def cell(value: Any) -> str:
-    """A value as text: a number with three digits, an interval with its ends."""
+    """A value as text: a number with three digits, an interval with its ends, a mean with its standard error."""
     if value is None:
         return "-"
+    if isinstance(value, dict) and "se" in value:
+        return f"{value['mean']:.2f} ± {value['se']:.2f}"
     if isinstance(value, dict):
         # The space inside the brackets does not break, so that a narrow terminal wraps before the interval and not in it.
         return f"{value['mean']:.3f} [{value['low']:.3f},\u00a0{value['high']:.3f}]"

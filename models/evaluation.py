@@ -108,11 +108,12 @@ class Evaluator:
                 answer["score"] = score
 
     def _readable(self, row: dict[str, Any]) -> dict[str, Any]:
-        readable = row | {"prompt": self.tokenizer.decode(row["prompt"]), "sampled": [_without_tokens(c) for c in row["sampled"]]}
-        return readable | ({"greedy": _without_tokens(row["greedy"])} if "greedy" in row else {})
+        readable = row | {"prompt": self.tokenizer.decode(row["prompt"]), "sampled": [without_tokens(c) for c in row["sampled"]]}
+        return readable | ({"greedy": without_tokens(row["greedy"])} if "greedy" in row else {})
 
 
-def _without_tokens(answer: dict[str, Any]) -> dict[str, Any]:
+def without_tokens(answer: dict[str, Any]) -> dict[str, Any]:
+    """An answer for people: how many tokens it has instead of which."""
     return {"n_tokens": len(answer["tokens"])} | {key: value for key, value in answer.items() if key != "tokens"}
 
 

@@ -10,6 +10,7 @@ from models.cgroups import memory_headroom
 from models.configs.base_model import BaseModelConfig
 from models.configs.dpo import DPOConfig
 from models.configs.grpo import GRPOConfig
+from models.configs.guidance import GuidedEvaluationConfig, TokenRewardConfig
 from models.configs.policy_gradient import PolicyGradientConfig
 from models.configs.ppo import PPOConfig
 from models.configs.reinforce import ActorCriticConfig, OneUpdateConfig
@@ -190,7 +191,11 @@ def _models_held(stage: str, config: BaseModel) -> tuple[int, int] | None:
         return 1, int(config.score == "reward_model")
     if isinstance(config, DPOConfig):
         return 1, int(config.reference_sync_every > 0)
-    if stage in ("sft", "reward_model", "kto", "kwise_dpo") or isinstance(config, PolicyGradientConfig):
+    if isinstance(config, TokenRewardConfig):
+        return 1, int(config.min_chance > 0)
+    if isinstance(config, GuidedEvaluationConfig):
+        return 0, 1 + (config.guidance.mode != "none")
+    if stage in ("sft", "reward_model", "kto", "kwise_dpo", "prefix_value") or isinstance(config, PolicyGradientConfig):
         return 1, 0
     return (0, 1) if stage in ("collect_preferences", "evaluate") else None
 
@@ -205,6 +210,8 @@ def _activations(shape: ModelShape, tokens: int, backward: bool) -> int:
     per_layer = 12 * shape.hidden * 4 + (6 * shape.hidden + 4 * shape.kv_width + 5 * shape.intermediate) * shape.weight_bytes
     layers = shape.layers if backward else 2
     return tokens * layers * per_layer + _head(shape)
+
+
 def _activations(shape: ModelShape, tokens: int, sequence_tokens: int) -> int:
     """Saved for the backward pass, by token and layer.
     Six widths (two norms before and after scaling, the queries, the outputs; in float32 two more, which half precision keeps as float32

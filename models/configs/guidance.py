@@ -11,7 +11,7 @@ from models.configs.sampling import SamplingConfig
 
 Mode = Literal["none", "args", "pargs", "cd", "farma", "cards", "best_of_n"]
 MODES: tuple[Mode, ...] = get_args(Mode)
-SCORER_OF = {"pargs": "reward_model with trained_on = prefixes", "cd": "prefix_value", "farma": "token_reward"}
+SCORER_OF = {"pargs": "reward_model with loss = prefix_bradley_terry", "cd": "prefix_value", "farma": "token_reward"}
 
 
 class GuidanceConfig(StageConfig):
@@ -82,6 +82,13 @@ class TokenRewardConfig(StageConfig):
     epochs: float = Field(default=1.0, gt=0, description="Passes over the pairs; each batch makes two updates, one for each loss.")
     batch_size: int = Field(default=32, ge=1, description="Pairs an update.")
     max_updates: int = Field(default=0, ge=0, description="Stop after this many optimiser updates; 0 = after the epochs.")
+    min_chance: float = Field(
+        default=1e-3,
+        ge=0,
+        lt=1,
+        description="The best continuation is sought among tokens to which the policy gives at least this probability, and the one in the "
+        "data: scores of tokens that no data shows are guesses, and a maximum picks the wrongest. 0 = among all tokens, as published.",
+    )
     optim: OptimConfig = Field(default_factory=lambda: OptimConfig(learning_rate=1e-5), description="Optimiser.")
     micro_batch_tokens: int = Field(default=4096, ge=16, description="Tokens of a forward and backward pass.")
     max_tokens: int = Field(

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from models.configs.base import StageConfig
 from models.configs.checkpointing import CheckpointConfig
@@ -12,8 +12,10 @@ from models.configs.optimisation import OptimConfig
 class RewardModelConfig(StageConfig):
     """A scalar head learns from comparisons; it reads the end-of-turn token."""
 
-    loss: Literal["bradley_terry", "k_wise"] = Field(
-        default="bradley_terry", description="Learn from pairs (preferences.parquet), or from all comparisons of K-way rankings."
+    loss: Literal["bradley_terry", "prefix_bradley_terry", "k_wise"] = Field(
+        default="bradley_terry",
+        description="Learn from pairs; from all prefixes of equal length of pairs, for a model that guides decoding token by token; "
+        "or from all comparisons of K-way rankings.",
     )
     centring_coefficient: float = Field(
         default=0.0, ge=0, description="Weight of (r_better + r_worse)^2, which keeps rewards near 0 (0.01 in the literature); 0 = none."
@@ -31,3 +33,11 @@ class RewardModelConfig(StageConfig):
         default=1024, ge=8, description="Pairs or rankings longer than this, in tokens with all completions, are left out and counted."
     )
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="How often to save for resume.")
+
+    @model_validator(mode="after")
+    def _whole_completions(self) -> "RewardModelConfig":
+        if self.loss == "prefix_bradley_terry" and (self.use_margin or self.centring_coefficient):
+            raise ValueError(
+                "use_margin and centring_coefficient are for whole completions, and prefix_bradley_terry compares prefixes: leave them out"
+            )
+        return self

@@ -1,6 +1,7 @@
 """Stage entry: a reward model from preference pairs or rankings.
 
-Axes: ``P`` pairs, ``C`` completions (of pairs: chosen and rejected in turn), ``M`` ordered pairs of a ranking's completions.
+Axes: ``P`` pairs, ``C`` completions (of pairs: chosen and rejected in turn), ``T`` tokens of the longest completion, ``M`` ordered pairs of
+a ranking's completions.
 """
 
 import json
@@ -14,8 +15,10 @@ from torch import Tensor
 from data.packing import Group
 from data.templates import load_tokenizer
 from models.calibration import calibration_metrics, judge_probabilities, subsets
+from models.configs.guidance import TokenRewardConfig
 from models.configs.reward_model import RewardModelConfig
-from models.heads import RewardRule, ScalarModel, new_scalar, save_scalar
+from models.heads import HeadModel, RewardRule, ScalarModel, new_scalar, save_scalar
+from models.losses.guidance import prefix_bradley_terry_loss
 from models.losses.rankings import centring_penalty, k_wise_loss
 from models.losses.reward_model import bradley_terry_loss
 from models.losses.sums import Sums, mean_of
@@ -52,6 +55,19 @@ class BradleyTerry(PairAlgorithm):
         return loss, sums | {"train/loss": (loss.detach() * batch.pairs, float(own)), "reward_model/centring_loss": mean_of(penalty_P)}
 
 
+class PrefixBradleyTerry(BradleyTerry):
+    """Score every prefix of chosen above the prefix of rejected of the same length; a completion that has ended stays whole."""
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Sums]:
+        length_C = batch.packed.lengths_C()
+        width = int(length_C.max())
+        score_CT = batch.packed.unflatten(self.model.at_tokens(batch.packed), width)
+        position_T = torch.arange(width, device=score_CT.device)
+        whole_CT = score_CT.gather(1, torch.minimum(position_T, length_C[:, None] - 1))
+        mask_PT = position_T < length_C.view(-1, 2).amax(-1, keepdim=True)
+        return prefix_bradley_terry_loss(whole_CT[0::2], whole_CT[1::2], mask_PT, batch.pairs)
+
+
 class KWise(RankingAlgorithm):
     """Score each completion of a ranking above all that rank below it."""
 
@@ -76,6 +92,9 @@ class KWise(RankingAlgorithm):
         }
 
 
+PAIR_LOSSES = {"bradley_terry": BradleyTerry, "prefix_bradley_terry": PrefixBradleyTerry}
+
+
 def train(config: RewardModelConfig, *, policy: Path, preferences: Path, seed: int, run: Run) -> dict[str, Any]:
     """Train a scalar head on the backbone of ``policy``; measure it on held-out pairs where there are any.
 
@@ -88,9 +107,8 @@ def train(config: RewardModelConfig, *, policy: Path, preferences: Path, seed: i
     updates = updates_for(len(groups), config.batch_size, config.epochs, config.max_updates)
     loop = fit(run, algorithm, {"model": Trainee(model, config.optim)}, updates, config.checkpoint)
     model.requires_grad_(False)
-    model.rule = _rule(model, groups, comparisons, config.micro_batch_tokens)
-    held_out = preferences / "test_preferences.parquet"
-    measured = _measure(model, held_out, policy, config, run, updates) if held_out.is_file() else {}
+    model.rule = rule_of(model, groups, comparisons, config.micro_batch_tokens)
+    measured = measure(model, preferences, policy, config, run, updates)
     save_scalar(model, policy, run.out)
     return {"updates": updates, "pairs": comparisons, "skipped_updates": loop.skipped} | measured
 
@@ -99,22 +117,31 @@ def _algorithm(
     config: RewardModelConfig, model: ScalarModel, policy: Path, preferences: Path, seed: int, run: Run
 ) -> tuple[BradleyTerry | KWise, list[Group], int]:
     """The loss in force, what it learns from, and how many comparisons that makes."""
-    if config.loss == "bradley_terry":
+    if config.loss != "k_wise":
         pairs = read_pairs(preferences / "preferences.parquet", policy, config.max_tokens, run)
-        return BradleyTerry(model, pairs, config, seed, run), pairs.groups, len(pairs.groups)
+        return PAIR_LOSSES[config.loss](model, pairs, config, seed, run), pairs.groups, len(pairs.groups)
     rankings = read_rankings(preferences, policy, config.max_tokens, run)
     if config.use_margin and not rankings.scored:
         raise ValueError("use_margin needs scores, and these rankings have ranks only: set use_margin to false, or rank with a judge")
     return KWise(model, rankings, config, seed, run), rankings.groups, sum(map(len, rankings.pairs))
 
 
-def _rule(model: ScalarModel, groups: Sequence[Group], comparisons: int, max_tokens: int) -> RewardRule:
+def rule_of(model: HeadModel, groups: Sequence[Group], comparisons: int, max_tokens: int) -> RewardRule:
+    """The rule under which rewards of these completions have mean 0 and deviation 1."""
     scores = torch.tensor([s for row in score_groups(model, groups[:512], max_tokens) for s in row])
     return RewardRule(float(scores.mean()), max(float(scores.std(correction=0)), 1e-6), comparisons)
 
 
-def _measure(model: ScalarModel, table: Path, policy: Path, config: RewardModelConfig, run: Run, updates: int) -> dict[str, Any]:
-    """Accuracy and calibration on held-out pairs; p = sigmoid(r_chosen - r_rejected) of the rewards before the rule scales them."""
+def measure(
+    model: HeadModel, preferences: Path, policy: Path, config: RewardModelConfig | TokenRewardConfig, run: Run, updates: int
+) -> dict[str, Any]:
+    """Accuracy and calibration on the held-out pairs, p = sigmoid(r_chosen - r_rejected) of the rewards before the rule scales them.
+
+    Nothing where no pairs are held out.
+    """
+    table = preferences / "test_preferences.parquet"
+    if not table.is_file():
+        return {}
     held_out = read_pairs(table, policy, config.max_tokens, run)
     score_P2 = torch.tensor(score_groups(model, held_out.groups, config.micro_batch_tokens), dtype=torch.float64)
     p_P = torch.sigmoid(model.rule.deviation * (score_P2[:, 0] - score_P2[:, 1]))

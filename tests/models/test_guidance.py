@@ -219,7 +219,7 @@ def test_rows_that_end_leave_the_guide_too(coin: Any, scalar: ScalarModel):
 
 
 @pytest.mark.parametrize(
-    ("mode", "stage"), [("pargs", "reward_model with trained_on = prefixes"), ("cd", "prefix_value"), ("farma", "token_reward")]
+    ("mode", "stage"), [("pargs", "reward_model with loss = prefix_bradley_terry"), ("cd", "prefix_value"), ("farma", "token_reward")]
 )
 def test_a_mode_without_its_model_says_which_stage_makes_it(mode: Any, stage: str, reward_folder: Path):
     with pytest.raises(ValueError, match=f"guidance.mode {mode} needs the artifact of the stage {stage} as its scorer"):

@@ -11,6 +11,7 @@ import torch
 from data.packing import Group, pack
 from models.configs.dpo import DPOConfig
 from models.configs.grpo import GRPOConfig
+from models.configs.guidance import PrefixValueConfig, TokenRewardConfig
 from models.configs.kto import KTOConfig
 from models.configs.kwise_dpo import KWiseDPOConfig
 from models.configs.optimisation import OptimConfig
@@ -24,7 +25,20 @@ from models.heads import new_scalar, save_scalar
 from models.loading import load_policy
 from models.logprobs import token_logps
 from models.run import Run
-from models.training import actor_critic, dpo, grpo, kto, kwise_dpo, ppo, reinforce, rejection_sampling, reward_model, sft
+from models.training import (
+    actor_critic,
+    dpo,
+    grpo,
+    kto,
+    kwise_dpo,
+    ppo,
+    prefix_value,
+    reinforce,
+    rejection_sampling,
+    reward_model,
+    sft,
+    token_reward,
+)
 
 FAST = OptimConfig(learning_rate=3e-2, schedule="constant", warmup_share=0)
 ROUND = {
@@ -105,6 +119,7 @@ def smooth(learning_rate: float) -> OptimConfig:
 
 ROUNDS = {"iterations": 2, "prompts_per_iteration": 4, "samples_per_prompt": 3, "sampling": SamplingConfig(max_tokens=5)}
 PAIRS, ON_POLICY = ("policy", "preferences"), ("policy", "data", "reward")
+SAMPLED = {"samples_per_prompt": 3, "sampling": SamplingConfig(max_tokens=5)}
 STAGES: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
     "sft": (sft, SFTConfig(batch_size=5, normaliser="sequence_mean", optim=smooth(0.3)), ("base", "data")),
     "reward_model": (reward_model, RewardModelConfig(batch_size=5, use_margin=True, optim=smooth(0.3)), PAIRS),
@@ -113,6 +128,9 @@ STAGES: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
         RewardModelConfig(loss="k_wise", centring_coefficient=0.1, batch_size=4, optim=smooth(0.3)),
         PAIRS,
     ),
+    "reward_model, prefixes": (reward_model, RewardModelConfig(batch_size=5, loss="prefix_bradley_terry", optim=smooth(0.3)), PAIRS),
+    "prefix_value": (prefix_value, PrefixValueConfig(**SAMPLED, batch_size=5, optim=smooth(0.3)), ON_POLICY),
+    "token_reward": (token_reward, TokenRewardConfig(batch_size=5, optim=smooth(0.3)), PAIRS),
     "dpo": (dpo, DPOConfig(batch_size=5, optim=smooth(0.3)), PAIRS),
     "dpo, moving reference": (dpo, DPOConfig(batch_size=5, reference_sync_every=1, reference_sync_share=0.5, optim=smooth(0.3)), PAIRS),
     "orpo": (dpo, DPOConfig(loss="orpo", batch_size=5, optim=smooth(0.3)), PAIRS),

@@ -12,6 +12,7 @@ from models.configs.checkpointing import CheckpointConfig
 from models.configs.dpo import DPOConfig
 from models.configs.evaluation import EvaluateConfig
 from models.configs.grpo import GRPOConfig
+from models.configs.guidance import PrefixValueConfig, TokenRewardConfig
 from models.configs.kto import KTOConfig
 from models.configs.kwise_dpo import KWiseDPOConfig
 from models.configs.optimisation import OptimConfig
@@ -88,6 +89,25 @@ CASES = {
         KWiseDPOConfig(epochs=2, checkpoint=EVERY_OTHER, **BATCHES),
         HALF,
         [("step:2", None), ("stop:3", 3)],
+    ),
+    "reward_model, prefixes": Case(
+        "models.training.reward_model:train",
+        RewardModelConfig(epochs=2, loss="prefix_bradley_terry", checkpoint=EVERY_UPDATE, **BATCHES),
+        PREFERENCES,
+        [("step:2", 1), ("stop:1", 2), ("save:2", 3)],
+    ),
+    "prefix_value": Case(
+        "models.training.prefix_value:train",
+        PrefixValueConfig(samples_per_prompt=2, sampling=SHORT, chunk_prompts=2, checkpoint=EVERY_UPDATE, **BATCHES),
+        ON_POLICY,
+        [("chunk:2", None), ("step:2", 1), ("stop:4", 2)],  # three words of progress are of the sampling
+    ),
+    # Dies between the two losses of a batch, and after both.
+    "token_reward": Case(
+        "models.training.token_reward:train",
+        TokenRewardConfig(checkpoint=EVERY_UPDATE, **BATCHES),
+        PREFERENCES,
+        [("step:2", 1), ("stop:2", 3), ("saved:1", 4)],
     ),
     "rejection_sampling": Case(
         "models.training.rejection_sampling:train",
