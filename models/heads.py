@@ -5,6 +5,7 @@ Axes: ``C`` completions, ``S`` scored tokens, ``E`` hidden width.
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from data.packing import Packed
+from data.packing import Group, Packed, pack, split_by_tokens
 from models.loading import copy_tokenizer, load_backbone
 from models.logprobs import hidden_states
 from models.seeds import derive_seed
@@ -61,6 +62,12 @@ class ScalarModel(nn.Module):
     def reward(self, packed: Packed) -> Tensor:
         """Normalised reward of each completion: ``[C]``."""
         return (self.at_ends(packed) - self.rule.mean) / self.rule.deviation
+
+    @torch.no_grad()
+    def score(self, groups: Sequence[Group], max_tokens: int) -> Tensor:
+        """Normalised reward of every completion of every group, in their order: ``[C]``."""
+        device = self.head.weight.device
+        return torch.cat([self.reward(pack(part).to(device)) for part in split_by_tokens(groups, max_tokens)])
 
     def _read(self, hidden: Tensor) -> Tensor:
         return self.head(hidden.to(self.head.weight.dtype))[..., 0]

@@ -14,6 +14,7 @@ from data.tables import read_table
 from data.templates import load_tokenizer
 from models.advantages import gae, token_rewards, whiten
 from models.configs.ppo import PPOConfig
+from models.ensembles import scalar_folder
 from models.heads import ScalarModel, load_scalar, new_scalar
 from models.loading import load_policy, save_policy
 from models.losses.policy_gradient import clipped_surrogate, value_loss
@@ -80,14 +81,14 @@ def train(config: PPOConfig, *, policy: Path, data: Path, reward: Path, seed: in
 
 
 def _critic(config: PPOConfig, reward: Path, policy: Path, seed: int, device: torch.device) -> ScalarModel:
-    """The reward model's backbone where that is the reward, else the policy's; under config.value_head.
+    """The reward model's backbone where that is the reward (an ensemble's first member), else the policy's; under config.value_head.
 
     A reward model's head is trained at end-of-turn tokens only: at the tokens before, it reads values several deviations off, and the
     first rounds would go into unlearning them. A head of zeros starts at 0, the mean of normalised rewards.
     """
     if config.reward == "verifier":
         return new_scalar(policy, seed, device)
-    critic = load_scalar(reward, device, trainable=True)
+    critic = load_scalar(scalar_folder(reward), device, trainable=True)
     with torch.no_grad():
         if config.value_head == "zero":
             critic.head.weight.zero_()

@@ -15,7 +15,7 @@ from data.records import Ranking
 from data.tables import read_table
 from data.templates import load_tokenizer, render_prompt
 from models.configs.rejection_sampling import RejectionSamplingConfig
-from models.heads import load_scalar
+from models.ensembles import load_reward
 from models.rendering import completion_ids, drop_long
 from models.rewards import score_groups
 from models.run import Run
@@ -34,7 +34,7 @@ def train(config: RejectionSamplingConfig, *, policy: Path, preferences: Path, r
     if config.score == "judge":
         scores = [list(rankings[i].scores) for i in fitting]
     else:
-        scores = score_groups(load_scalar(reward, run.device), groups, config.micro_batch_tokens)
+        scores = score_groups(load_reward(reward, run.device), groups, config.micro_batch_tokens)
     chosen = select(scores, config.select, config.keep, config.min_score)
     if not chosen:
         raise ValueError(f"no completion of {len(groups)} prompts reaches min_score {config.min_score}: lower it, or sample more")

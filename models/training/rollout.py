@@ -123,6 +123,7 @@ class OnPolicy(Algorithm):
             "train/completion_tokens": sum(lengths) / len(lengths),
             "train/finished": float(finished_C.float().mean()),
         }
+        rollout.metrics |= scored.metrics
         self.prepare(rollout)
         return rollout
 
