@@ -29,8 +29,8 @@ def aggregate_scores(score_MC: Tensor, rule: str, coefficient: float) -> Tensor:
 
     By hand: members (1, 3): 2, 1, and with coefficient 0.5: 2 - 0.5 = 1.5.
 
-    Source: Eisenstein et al. 2023, section 5; Coste et al. 2024, equations 2 to 4, who take off the variance; the deviation has the unit of
-    the reward, so that the coefficient does not depend on its scale.
+    Source: Eisenstein et al. 2023; Coste et al. 2024 (worst-case and uncertainty-weighted optimisation), who take off the variance: the
+    deviation has the unit of the reward, so that the coefficient does not depend on its scale.
     """
     if rule == "worst":
         return score_MC.amin(0)

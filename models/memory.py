@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from models.cgroups import memory_headroom
 from models.configs.base_model import BaseModelConfig
 from models.configs.grpo import GRPOConfig
+from models.configs.online_rejection_sampling import OnlineRejectionSamplingConfig
 from models.configs.policy_gradient import PolicyGradientConfig
 from models.configs.ppo import PPOConfig
 from models.configs.rejection_sampling import RejectionSamplingConfig
@@ -116,9 +117,11 @@ def _models_held(stage: str, config: BaseModel) -> tuple[int, int] | None:
         return 2, 1 + (config.reward == "reward_model")
     if isinstance(config, GRPOConfig):
         return 1, (config.kl_coefficient > 0) + (config.reward == "reward_model")
+    if isinstance(config, OnlineRejectionSamplingConfig):
+        return 1, int(config.reward == "reward_model")
     if isinstance(config, RejectionSamplingConfig):
         return 1, int(config.score == "reward_model")
-    if stage in ("sft", "reward_model", "dpo", "kwise_dpo") or isinstance(config, PolicyGradientConfig):
+    if stage in ("sft", "reward_model", "dpo", "kwise_dpo", "preference_model") or isinstance(config, PolicyGradientConfig):
         return 1, 0
     return (0, 1) if stage in ("collect_preferences", "evaluate", "reward_ensemble") else None
 

@@ -12,8 +12,10 @@ from data.packing import Group, pack
 from models.configs.dpo import DPOConfig
 from models.configs.grpo import GRPOConfig
 from models.configs.kwise_dpo import KWiseDPOConfig
+from models.configs.online_rejection_sampling import OnlineRejectionSamplingConfig
 from models.configs.optimisation import OptimConfig
 from models.configs.ppo import PPOConfig
+from models.configs.preference_model import PreferenceModelConfig
 from models.configs.rejection_sampling import RejectionSamplingConfig
 from models.configs.reward_model import RewardModelConfig
 from models.configs.sampling import SamplingConfig
@@ -22,7 +24,7 @@ from models.heads import new_scalar, save_scalar
 from models.loading import load_policy
 from models.logprobs import token_logps
 from models.run import Run
-from models.training import dpo, grpo, kwise_dpo, ppo, rejection_sampling, reward_model, sft
+from models.training import dpo, grpo, kwise_dpo, online_rejection_sampling, ppo, preference_model, rejection_sampling, reward_model, sft
 
 FAST = OptimConfig(learning_rate=3e-2, schedule="constant", warmup_share=0)
 ROUND = {
@@ -113,7 +115,20 @@ STAGES: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
     ),
     "dpo": (dpo, DPOConfig(batch_size=5, optim=smooth(0.3)), PAIRS),
     "kwise_dpo": (kwise_dpo, KWiseDPOConfig(batch_size=4, optim=smooth(0.3)), PAIRS),
+    "preference_model": (preference_model, PreferenceModelConfig(batch_size=5, optim=smooth(0.3)), PAIRS),
     "rejection_sampling": (rejection_sampling, RejectionSamplingConfig(batch_size=4, optim=smooth(0.3)), (*PAIRS, "reward")),
+    "online_rejection_sampling": (
+        online_rejection_sampling,
+        OnlineRejectionSamplingConfig(
+            rounds=2,
+            prompts_per_round=4,
+            samples_per_prompt=3,
+            keep_unfinished=True,
+            sampling=SamplingConfig(max_tokens=5),
+            optim=smooth(0.3),
+        ),
+        ON_POLICY,
+    ),
     "grpo": (grpo, GRPOConfig(**ROUNDS, reward="reward_model", minibatches=2, optim=smooth(0.3)), ON_POLICY),
     "ppo": (ppo, PPOConfig(**ROUNDS, optim=smooth(0.3), value_optim=smooth(0.3)), ON_POLICY),
 }
