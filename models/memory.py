@@ -123,7 +123,7 @@ def _models_held(stage: str, config: BaseModel) -> tuple[int, int] | None:
         return 1, int(config.score == "reward_model")
     if stage in ("sft", "reward_model", "dpo", "kwise_dpo", "preference_model") or isinstance(config, PolicyGradientConfig):
         return 1, 0
-    return (0, 1) if stage in ("collect_preferences", "evaluate", "reward_ensemble") else None
+    return (0, 1) if stage in ("collect_preferences", "evaluate", "reward_ensemble", "best_of_n") else None
 
 
 def _activations(shape: ModelShape, tokens: int, backward: bool) -> int:

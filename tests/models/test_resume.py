@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from models.configs.best_of_n import BestOfNConfig
 from models.configs.checkpointing import CheckpointConfig
 from models.configs.dpo import DPOConfig
 from models.configs.evaluation import EvaluateConfig
@@ -129,6 +130,12 @@ CASES = {
         PreferencesConfig(samples_per_prompt=3, sampling=SHORT, judge="callable", judge_callable="interrupted:judge", chunk_prompts=2),
         {"policy": "base", "data": "tables"},
         [("stop:1", None), ("chunk:2", None)],
+    ),
+    "best_of_n": Case(
+        "models.best_of_n:best_of_n",
+        BestOfNConfig(samples=3, sampling=SHORT, chunk_prompts=2, resamples=100),
+        {"policy": "base", "data": "tables", "reward": "reward_folder"},
+        [("chunk:2", None), ("stop:2", None)],
     ),
     "evaluation": Case(
         "models.evaluation:evaluate",
