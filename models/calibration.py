@@ -13,6 +13,7 @@ from data.intervals import wilson
 from data.packing import Group
 
 BINS = 10
+REPORT_FILE = "report.json"  # what is shown beside a tracked model
 
 
 def brier_score(p_P: Tensor) -> float:

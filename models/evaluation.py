@@ -15,8 +15,8 @@ from data.templates import load_tokenizer, render_prompt
 from data.verifiers import verify
 from models.chunks import map_chunks
 from models.configs.evaluation import EvaluateConfig
+from models.ensembles import load_reward
 from models.generation import Completion, generate
-from models.heads import load_scalar
 from models.loading import load_policy
 from models.logprobs import sequence_logps
 from models.rendering import eos_ids, text_of
@@ -101,7 +101,7 @@ class Evaluator:
     def _add_rewards(self, rows: list[dict[str, Any]], reward: Path) -> None:
         answers = [row["sampled"] + ([row["greedy"]] if "greedy" in row else []) for row in rows]
         groups = [Group(row["prompt"], [c["tokens"] for c in own]) for row, own in zip(rows, answers, strict=True)]
-        scores = score_groups(load_scalar(reward, self.run.device), groups, self.config.micro_batch_tokens)
+        scores = score_groups(load_reward(reward, self.run.device), groups, self.config.micro_batch_tokens)
         for answer, score in zip((c for own in answers for c in own), (s for row in scores for s in row), strict=True):
             answer["reward"] = score
             if self.config.judge == "reward_model":

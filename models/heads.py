@@ -5,6 +5,7 @@ Axes: ``C`` completions, ``S`` scored tokens, ``E`` hidden width, ``V`` vocabula
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from data.packing import Packed
+from data.packing import Group, Packed, pack, split_by_tokens
 from models.loading import copy_tokenizer, load_backbone
 from models.logprobs import hidden_states
 from models.seeds import derive_seed
@@ -53,6 +54,12 @@ class HeadModel(nn.Module):
     def reward(self, packed: Packed) -> Tensor:
         """Normalised reward of each completion: ``[C]``."""
         return self.normalised(self.at_ends(packed))
+
+    @torch.no_grad()
+    def score(self, groups: Sequence[Group], max_tokens: int) -> Tensor:
+        """Normalised reward of every completion of every group, in their order: ``[C]``."""
+        device = self.head.weight.device
+        return torch.cat([self.reward(pack(part).to(device)) for part in split_by_tokens(groups, max_tokens)])
 
     def normalised(self, score: Tensor) -> Tensor:
         """Scores under the rule."""

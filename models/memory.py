@@ -11,6 +11,7 @@ from models.configs.base_model import BaseModelConfig
 from models.configs.dpo import DPOConfig
 from models.configs.grpo import GRPOConfig
 from models.configs.guidance import GuidedEvaluationConfig, TokenRewardConfig
+from models.configs.online_rejection_sampling import OnlineRejectionSamplingConfig
 from models.configs.policy_gradient import PolicyGradientConfig
 from models.configs.ppo import PPOConfig
 from models.configs.reinforce import ActorCriticConfig, OneUpdateConfig
@@ -195,21 +196,17 @@ def _models_held(stage: str, config: BaseModel) -> tuple[int, int] | None:
         return 1, int(config.min_chance > 0)
     if isinstance(config, GuidedEvaluationConfig):
         return 0, 1 + (config.guidance.mode != "none")
-    if stage in ("sft", "reward_model", "kto", "kwise_dpo", "prefix_value") or isinstance(config, PolicyGradientConfig):
+    if isinstance(config, OnlineRejectionSamplingConfig):
+        return 1, int(config.reward == "reward_model")
+    trainers = ("sft", "reward_model", "kto", "kwise_dpo", "prefix_value", "preference_model")
+    if stage in trainers or isinstance(config, PolicyGradientConfig):
         return 1, 0
-    return (0, 1) if stage in ("collect_preferences", "evaluate") else None
+    return (0, 1) if stage in ("collect_preferences", "evaluate", "reward_ensemble", "best_of_n") else None
 
 
 def _scoring(config: PolicyGradientConfig) -> int:
     """Models that score completions; a judge is taken to be of the policy's size."""
     return sum(source in ("reward_model", "judge") for source in config.reward_sources)
-
-
-def _activations(shape: ModelShape, tokens: int, backward: bool) -> int:
-    """Saved for the backward pass per token and layer: two norms in float32, queries to outputs, and the feed-forward's three widths."""
-    per_layer = 12 * shape.hidden * 4 + (6 * shape.hidden + 4 * shape.kv_width + 5 * shape.intermediate) * shape.weight_bytes
-    layers = shape.layers if backward else 2
-    return tokens * layers * per_layer + _head(shape)
 
 
 def _activations(shape: ModelShape, tokens: int, sequence_tokens: int) -> int:

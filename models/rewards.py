@@ -10,40 +10,40 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from data.packing import Group, pack, split_by_tokens
+from data.packing import Group
 from data.records import Prompt
 from data.verifiers import verify
 from models.callables import load_callable
 from models.configs.policy_gradient import PolicyGradientConfig
 from models.configs.rewards import RewardComponent
-from models.heads import HeadModel, ScalarModel, load_scalar
+from models.ensembles import Ensemble, aggregate_scores, load_reward
+from models.heads import HeadModel
 from models.judges import Judge, format_judge, judge_of, language_consistency
 from models.language_judge import LanguageJudge, load_language_judge
 from models.rendering import text_of
 
 
-@torch.no_grad()
-def score_groups(model: HeadModel, groups: Sequence[Group], max_tokens: int) -> list[list[float]]:
+def score_groups(model: HeadModel | Ensemble, groups: Sequence[Group], max_tokens: int) -> list[list[float]]:
     """Normalised reward of every completion of every group, in their order."""
-    scores: list[float] = []
-    for part in split_by_tokens(groups, max_tokens):
-        scores += model.reward(pack(part).to(model.head.weight.device)).tolist()
-    rows, begin = [], 0
-    for group in groups:
-        rows.append(scores[begin : begin + len(group.completions)])
-        begin += len(group.completions)
-    return rows
+    return _rows(model.score(groups, max_tokens), groups)
+
+
+def _rows(score_C: Tensor, groups: Sequence[Group]) -> list[list[float]]:
+    return [part.tolist() for part in score_C.cpu().split([len(group.completions) for group in groups])]
 
 
 @dataclass
 class Scored:
-    """Rewards of a batch of completions, how many could not be scored, and the scores of each term where the reward is a sum."""
+    """Rewards of a batch of completions, how many could not be scored, the scores of each term where the reward is a sum, and what else
+    the scorer has to report."""
 
     reward_PG: list[list[float]]
     failures: int = 0
     terms: dict[str, list[list[float]]] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 class RewardFunction(Protocol):
@@ -71,20 +71,30 @@ class TextReward:
 
 @dataclass
 class RewardModelReward:
-    """The trained reward model's normalised score. One that is not finite becomes the lowest of the batch and is counted."""
+    """The trained reward model's normalised score. One that is not finite becomes the lowest of the batch and is counted.
 
-    model: ScalarModel
+    Of an ensemble the disagreement is reported: the standard deviation of the members' rewards, mean over completions.
+    """
+
+    model: HeadModel | Ensemble
     max_tokens: int = field(default=8192)
 
     def __call__(self, prompts: Sequence[Prompt], groups: Sequence[Group]) -> Scored:
-        rows = score_groups(self.model, groups, self.max_tokens)
+        rows, metrics = self._scores(groups)
         finite = [s for row in rows for s in row if math.isfinite(s)]
         failures = sum(map(len, rows)) - len(finite)
         if not finite:
             raise ValueError(
                 "the reward model scores no completion with a finite number: it was trained with too high a learning rate, or damaged"
             )
-        return Scored([[s if math.isfinite(s) else min(finite) for s in row] for row in rows], failures)
+        return Scored([[s if math.isfinite(s) else min(finite) for s in row] for row in rows], failures, metrics=metrics)
+
+    def _scores(self, groups: Sequence[Group]) -> tuple[list[list[float]], dict[str, float]]:
+        if not isinstance(self.model, Ensemble):
+            return score_groups(self.model, groups, self.max_tokens), {}
+        score_MC = self.model.member_scores(groups, self.max_tokens)
+        rows = _rows(aggregate_scores(score_MC, self.model.rule, self.model.coefficient), groups)
+        return rows, {"train/reward_disagreement": float(score_MC.std(0, correction=0).mean())}
 
 
 @dataclass
@@ -119,7 +129,9 @@ class WeightedReward:
             [sum(weights[name] * part.reward_PG[p][g] for name, part in scored.items()) for g in range(len(group.completions))]
             for p, group in enumerate(groups)
         ]
-        return Scored(rows, sum(part.failures for part in scored.values()), {name: part.reward_PG for name, part in scored.items()})
+        metrics = {name: value for part in scored.values() for name, value in part.metrics.items()}
+        failures = sum(part.failures for part in scored.values())
+        return Scored(rows, failures, {name: part.reward_PG for name, part in scored.items()}, metrics)
 
 
 def reward_function(source: str, tokenizer: PreTrainedTokenizerBase, reward: Path | None, device: torch.device) -> RewardFunction:
@@ -132,7 +144,7 @@ def reward_function(source: str, tokenizer: PreTrainedTokenizerBase, reward: Pat
         return TextReward(tokenizer)
     if reward is None:
         raise ValueError("reward = reward_model needs the artifact of a reward_model stage; without one use reward = verifier")
-    return RewardModelReward(load_scalar(reward, device))
+    return RewardModelReward(load_reward(reward, device))
 
 
 def reward_of(

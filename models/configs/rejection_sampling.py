@@ -10,8 +10,10 @@ from models.configs.sft import SFTConfig
 class RejectionSamplingConfig(SFTConfig):
     """Fine-tuning on the best of several sampled completions."""
 
-    select: Literal["top_per_prompt", "top_k_overall"] = Field(
-        default="top_per_prompt", description="Keep the best completion of each prompt, or the best of all (which favours easy prompts)."
+    select: Literal["top_per_prompt", "top_k_overall", "random"] = Field(
+        default="top_per_prompt",
+        description="Keep the best completion of each prompt, or the best of all (which favours easy prompts); or, as a control for "
+        "top_per_prompt, one completion at random of each prompt that it would keep.",
     )
     keep: int = Field(default=0, ge=0, description="How many completions to keep in all, the best first; 0 = one a prompt.")
     score: Literal["reward_model", "judge"] = Field(

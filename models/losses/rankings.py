@@ -36,6 +36,6 @@ def centring_penalty(first: Tensor, second: Tensor) -> Tensor:
 
     By hand: (1, 0.5) gives 2.25; (1, -1) gives 0.
 
-    Source: Eisenstein et al. 2023, equation 6.
+    Source: Eisenstein et al. 2023, the regularised reward-model objective.
     """
     return (first + second) ** 2

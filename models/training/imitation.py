@@ -35,7 +35,10 @@ class Imitation(Algorithm):
         self.max_tokens = int(config.micro_batch_tokens * scale)
 
     def batches(self, update: int) -> list[Batch]:
-        chosen = [self.groups[i] for i in batch_indices(len(self.groups), self.config.batch_size, update, self.seed, "imitation")]
+        return self.cut([self.groups[i] for i in batch_indices(len(self.groups), self.config.batch_size, update, self.seed, "imitation")])
+
+    def cut(self, chosen: list[Group]) -> list[Batch]:
+        """The groups of an update as micro-batches."""
         packs = [pack(part).to(self.policy.device) for part in split_by_tokens(chosen, self.max_tokens)]
         tokens = sum(len(p.target_S) for p in packs)
         return [Batch(p, tokens, len(chosen)) for p in packs]

@@ -123,6 +123,12 @@ class RankingAlgorithm(Algorithm):
             pairs += [(begin + p.better, begin + p.worse, p.margin, share) for p in self.rankings.pairs[i]]
             begin += len(group.completions)
         better, worse, margin, weight = zip(*pairs, strict=True)
-        indices = [torch.tensor(column, device=self.device) for column in (better, worse)]
-        floats = [torch.tensor(column, dtype=torch.float32, device=self.device) for column in (margin, weight)]
-        return RankedBatch(pack(groups).to(self.device), torch.tensor(rows), *indices, *floats, prompts)
+        return RankedBatch(
+            pack(groups).to(self.device),
+            torch.tensor(rows),
+            better_M=torch.tensor(better, device=self.device),
+            worse_M=torch.tensor(worse, device=self.device),
+            margin_M=torch.tensor(margin, dtype=torch.float32, device=self.device),
+            weight_M=torch.tensor(weight, dtype=torch.float32, device=self.device),
+            prompts=prompts,
+        )

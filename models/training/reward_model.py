@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data.packing import Group
 from data.templates import load_tokenizer
-from models.calibration import calibration_metrics, judge_probabilities, subsets
+from models.calibration import REPORT_FILE, calibration_metrics, judge_probabilities, subsets
 from models.configs.guidance import TokenRewardConfig
 from models.configs.reward_model import RewardModelConfig
 from models.heads import HeadModel, RewardRule, ScalarModel, new_scalar, save_scalar
@@ -31,8 +31,6 @@ from models.training.optimiser import Trainee
 from models.training.order import updates_for
 from models.training.pairs import Batch, PairAlgorithm, Pairs, read_pairs
 from models.training.rankings import RankedBatch, RankingAlgorithm, Rankings, read_rankings
-
-REPORT_FILE = "report.json"
 
 
 class BradleyTerry(PairAlgorithm):

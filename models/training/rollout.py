@@ -71,12 +71,13 @@ class Draw:
     def only(self, kept: Sequence[int]) -> "Draw":
         """Some of the groups. Failures stay counted: they were this draw's."""
         terms = {name: [rows[p] for p in kept] for name, rows in self.scored.terms.items()}
-        scored = Scored([self.scored.reward_PG[p] for p in kept], self.scored.failures, terms)
+        scored = Scored([self.scored.reward_PG[p] for p in kept], self.scored.failures, terms, self.scored.metrics)
         return Draw([self.groups[p] for p in kept], [self.completions[p] for p in kept], scored)
 
     def __add__(self, other: "Draw") -> "Draw":
         terms = {name: rows + other.scored.terms[name] for name, rows in self.scored.terms.items()}
-        scored = Scored(self.scored.reward_PG + other.scored.reward_PG, self.scored.failures + other.scored.failures, terms)
+        failures = self.scored.failures + other.scored.failures
+        scored = Scored(self.scored.reward_PG + other.scored.reward_PG, failures, terms, self.scored.metrics)
         return Draw(self.groups + other.groups, self.completions + other.completions, scored)
 
 
@@ -175,6 +176,7 @@ class OnPolicy(Algorithm):
         }
         for name, score_PG in drawn.scored.terms.items():
             rollout.metrics[f"reward/{name}"] = float(torch.tensor(score_PG).mean())
+        rollout.metrics |= drawn.scored.metrics
         self.prepare(rollout)
         return rollout
 

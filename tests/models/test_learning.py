@@ -14,8 +14,10 @@ from models.configs.grpo import GRPOConfig
 from models.configs.guidance import PrefixValueConfig, TokenRewardConfig
 from models.configs.kto import KTOConfig
 from models.configs.kwise_dpo import KWiseDPOConfig
+from models.configs.online_rejection_sampling import OnlineRejectionSamplingConfig
 from models.configs.optimisation import OptimConfig
 from models.configs.ppo import PPOConfig
+from models.configs.preference_model import PreferenceModelConfig
 from models.configs.reinforce import ActorCriticConfig, ReinforceConfig
 from models.configs.rejection_sampling import RejectionSamplingConfig
 from models.configs.reward_model import RewardModelConfig
@@ -31,7 +33,9 @@ from models.training import (
     grpo,
     kto,
     kwise_dpo,
+    online_rejection_sampling,
     ppo,
+    preference_model,
     prefix_value,
     reinforce,
     rejection_sampling,
@@ -136,7 +140,20 @@ STAGES: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
     "orpo": (dpo, DPOConfig(loss="orpo", batch_size=5, optim=smooth(0.3)), PAIRS),
     "kto": (kto, KTOConfig(batch_size=5, optim=smooth(0.3)), ("policy", "labels")),
     "kwise_dpo": (kwise_dpo, KWiseDPOConfig(batch_size=4, optim=smooth(0.3)), PAIRS),
+    "preference_model": (preference_model, PreferenceModelConfig(batch_size=5, optim=smooth(0.3)), PAIRS),
     "rejection_sampling": (rejection_sampling, RejectionSamplingConfig(batch_size=4, optim=smooth(0.3)), (*PAIRS, "reward")),
+    "online_rejection_sampling": (
+        online_rejection_sampling,
+        OnlineRejectionSamplingConfig(
+            rounds=2,
+            prompts_per_round=4,
+            samples_per_prompt=3,
+            keep_unfinished=True,
+            sampling=SamplingConfig(max_tokens=5),
+            optim=smooth(0.3),
+        ),
+        ON_POLICY,
+    ),
     "grpo": (grpo, GRPOConfig(**ROUNDS, reward="reward_model", minibatches=2, optim=smooth(0.3)), ON_POLICY),
     "reinforce": (reinforce, ReinforceConfig(**ROUNDS, optim=smooth(0.3)), ON_POLICY),
     "actor_critic": (actor_critic, ActorCriticConfig(**ROUNDS, optim=smooth(0.3), value_optim=smooth(0.3)), ON_POLICY),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from models.configs.best_of_n import BestOfNConfig
 from models.configs.checkpointing import CheckpointConfig
 from models.configs.dpo import DPOConfig
 from models.configs.evaluation import EvaluateConfig
@@ -15,8 +16,10 @@ from models.configs.grpo import GRPOConfig
 from models.configs.guidance import PrefixValueConfig, TokenRewardConfig
 from models.configs.kto import KTOConfig
 from models.configs.kwise_dpo import KWiseDPOConfig
+from models.configs.online_rejection_sampling import OnlineRejectionSamplingConfig
 from models.configs.optimisation import OptimConfig
 from models.configs.ppo import PPOConfig
+from models.configs.preference_model import PreferenceModelConfig
 from models.configs.preferences import PreferencesConfig
 from models.configs.reinforce import ActorCriticConfig, ReinforceConfig
 from models.configs.rejection_sampling import RejectionSamplingConfig
@@ -84,6 +87,12 @@ CASES = {
         PREFERENCES,
         [("step:2", None), ("stop:3", 3)],
     ),
+    "preference_model": Case(
+        "models.training.preference_model:train",
+        PreferenceModelConfig(epochs=2, checkpoint=EVERY_OTHER, **BATCHES),
+        PREFERENCES,
+        [("step:2", None), ("stop:3", 3)],
+    ),
     "kwise_dpo": Case(
         "models.training.kwise_dpo:train",
         KWiseDPOConfig(epochs=2, checkpoint=EVERY_OTHER, **BATCHES),
@@ -114,6 +123,23 @@ CASES = {
         RejectionSamplingConfig(epochs=2, checkpoint=EVERY_UPDATE, **BATCHES),
         {**PREFERENCES, "reward": "reward_folder"},
         [("stop:2", 2), ("step:2", 3)],
+    ),
+    # Two updates a round: dies between the updates of the first, while it samples the second, in a save.
+    "online_rejection_sampling": Case(
+        "models.training.online_rejection_sampling:train",
+        OnlineRejectionSamplingConfig(
+            rounds=3,
+            prompts_per_round=4,
+            samples_per_prompt=3,
+            keep_unfinished=True,
+            minibatches=2,
+            sampling=SHORT,
+            optim=FAST,
+            micro_batch_tokens=60,
+            checkpoint=EVERY_UPDATE,
+        ),
+        ON_POLICY,
+        [("step:2", 1), ("rollout:1", 2), ("save:2", 3), ("stop:1", 4)],
     ),
     # Four updates a round: dies between the updates of the first, in a save, while it samples the second, between the updates of that.
     "ppo": Case(
@@ -151,6 +177,12 @@ CASES = {
         PreferencesConfig(samples_per_prompt=3, sampling=SHORT, judge="callable", judge_callable="interrupted:judge", chunk_prompts=2),
         {"policy": "base", "data": "tables"},
         [("stop:1", None), ("chunk:2", None)],
+    ),
+    "best_of_n": Case(
+        "models.best_of_n:best_of_n",
+        BestOfNConfig(samples=3, sampling=SHORT, chunk_prompts=2, resamples=100),
+        {"policy": "base", "data": "tables", "reward": "reward_folder"},
+        [("chunk:2", None), ("stop:2", None)],
     ),
     "evaluation": Case(
         "models.evaluation:evaluate",
