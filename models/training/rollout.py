@@ -59,6 +59,7 @@ class Draw:
     groups: list[Group]
     completions: list[list[Completion]]
     scored: Scored
+    metrics: dict[str, float] = field(default_factory=dict)
 
     def scores_PG(self) -> Tensor:
         """Scores, float32."""
@@ -173,8 +174,8 @@ class OnPolicy(Algorithm):
             "train/completion_tokens": sum(lengths) / len(lengths),
             "train/finished": float(finished_C.float().mean()),
         }
-        for name, score_PG in drawn.scored.terms.items():
-            rollout.metrics[f"reward/{name}"] = float(torch.tensor(score_PG).mean())
+        rollout.metrics |= {f"reward/{name}": float(torch.tensor(score_PG).mean()) for name, score_PG in drawn.scored.terms.items()}
+        rollout.metrics |= drawn.metrics
         self.prepare(rollout)
         return rollout
 

@@ -89,6 +89,23 @@ CASES = {
         ON_POLICY | {"policy": "half"},
         [("step:2", 1), ("rollout:1", 2), ("stop:1", 3)],
     ),
+    "dapo, prompts without spread are replaced": Case(
+        "models.training.grpo:train",
+        GRPOConfig(
+            iterations=3,
+            minibatches=2,
+            samples_per_prompt=2,
+            loss="dapo",
+            importance_cap=2.0,
+            dynamic_sampling_rounds=2,
+            overlong_buffer_tokens=3,
+            entropy_coefficient=0.01,
+            checkpoint=EVERY_UPDATE,
+            **ROUNDS,
+        ),
+        {"policy": "base", "data": "tables"},
+        [("step:2", 1), ("rollout:2", 2), ("stop:1", 3)],
+    ),
     "reinforce, moving average": Case(
         "models.training.reinforce:train",
         ReinforceConfig(iterations=4, samples_per_prompt=3, baseline="moving_average", checkpoint=EVERY_UPDATE, **ROUNDS),
