@@ -302,9 +302,11 @@ def test_without_the_division_the_optimum_is_the_reference_tilted_by_the_reward(
     place: Any, bandit: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Dr. GRPO keeps the scale of rewards, so that its optimum under a price of KL is pi_ref exp(r / beta) / Z."""
-    (tmp_path / "bandit_grades.py").write_text(f"def grade(prompt, text):\n    return {GRADES}['abcd'.find(text) + 1 if text else 0]\n")
+    (tmp_path / "bandit_grades_of_grpo.py").write_text(
+        f"def grade(prompt, text):\n    return {GRADES}['abcd'.find(text) + 1 if text else 0]\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
-    rewards = [RewardComponent(name="grade", source="callable", callable="bandit_grades:grade")]
+    rewards = [RewardComponent(name="grade", source="callable", callable="bandit_grades_of_grpo:grade")]
     optim = OptimConfig(learning_rate=2e-2, schedule="linear", final_rate_share=0.02, warmup_share=0, beta2=0.95)
     shape = {
         "prompts_per_iteration": 1,
