@@ -1,6 +1,7 @@
 """What scores completions: rules on texts, functions by import path, a language model's yes or no, and weighted sums."""
 
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,8 @@ def test_language_consistency_by_hand(prompt: str, completion: str, share: float
 def test_the_format_of_reasoning():
     judge = format_judge(REASONING_FORMAT)
     good = "<think>\nfirst\nthen</think>\n<answer>4</answer>\n"
-    scores = {
-        text: judge(asking("x"), text).score for text in (good, f"so {good}", "<answer>4</answer>", "<think></think><answer>4</answer>")
-    }
-    assert list(scores.values()) == [1.0, 0.0, 0.0, 0.0]
+    texts = [good, f"so {good}", "<answer>4</answer>", "<think></think><answer>4</answer>"]
+    assert [judge(asking("x"), text).score for text in texts] == [1.0, 0.0, 0.0, 0.0]
     with pytest.raises(ValueError, match="is not a regular expression"):
         format_judge("(")
 
@@ -144,6 +143,7 @@ def lengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "toy_lengths.py"
     path.write_text("def length(prompt, text):\n    return len(text)\n")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, path.stem, raising=False)
     return path
 
 
