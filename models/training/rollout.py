@@ -215,7 +215,7 @@ class OnPolicy(Algorithm):
         return dict(self.rollout.tensors), {"groups": groups, "metrics": self.rollout.metrics}
 
     def load_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        if state:
+        if "groups" in state:
             self.rollout = Rollout([Group(g["prompt"], g["completions"]) for g in state["groups"]], tensors, state["metrics"])
 
 

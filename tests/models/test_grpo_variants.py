@@ -1,7 +1,7 @@
 """The variants of GRPO: each against its formula in NumPy, what bounds the ratio, what the loss is divided by, and what they learn."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +162,7 @@ def test_what_the_estimates_and_their_gradients_are_worth_by_enumeration():
 # The stage
 
 SAMPLING = SamplingConfig(temperature=0.8, max_tokens=6)
-ROUND = {"prompts_per_iteration": 4, "samples_per_prompt": 3, "sampling": SAMPLING, "micro_batch_tokens": 40}
+ROUND: Any = {"prompts_per_iteration": 4, "samples_per_prompt": 3, "sampling": SAMPLING, "micro_batch_tokens": 40}
 EOS = list(range(0, 259, 5))
 
 
@@ -172,7 +172,7 @@ class Spread:
     def __init__(self, flat: list[list[bool]]) -> None:
         self.flat, self.asked = flat, []
 
-    def __call__(self, prompts: list[Prompt], groups: list[Group]) -> Scored:
+    def __call__(self, prompts: Sequence[Prompt], groups: Sequence[Group]) -> Scored:
         flat = self.flat[min(len(self.asked), len(self.flat) - 1)][: len(groups)]
         self.asked.append(len(groups))
         return Scored([[0.0, 0.0, 0.0] if same else [0.0, 1.0, 0.5] for same in flat], failures=1)
@@ -272,14 +272,15 @@ def test_the_entropy_bonus_is_the_mean_over_tokens_times_its_weight(make: Callab
         losses.append(float(sum(loss.detach() for loss, _ in found)))
         entropies.append(merge(sums for _, sums in found)["train/entropy_nats"])
     assert losses[1] == pytest.approx(losses[0] - 0.5 * entropies[0], abs=1e-5)
-    sum(bonus.loss(batch)[0] for batch in bonus.batches(0)).backward()
+    for batch in bonus.batches(0):
+        bonus.loss(batch)[0].backward()
     assert bonus.policy.get_output_embeddings().weight.grad.abs().max() > 0
 
 
 # Learning
 
 FAST = OptimConfig(learning_rate=3e-2, schedule="constant", warmup_share=0)
-BANDIT = {"prompts_per_iteration": 4, "samples_per_prompt": 8, "iterations": 12, "optim": FAST, "sampling": SamplingConfig(max_tokens=1)}
+BANDIT: Any = {"prompts_per_iteration": 4, "samples_per_prompt": 8, "iterations": 12, "optim": FAST, "sampling": SamplingConfig(max_tokens=1)}
 
 
 def chances(folder: Path) -> Tensor:
@@ -306,7 +307,7 @@ def test_without_the_division_the_optimum_is_the_reference_tilted_by_the_reward(
         f"def grade(prompt, text):\n    return {GRADES}['abcd'.find(text) + 1 if text else 0]\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    rewards = [RewardComponent(name="grade", source="callable", callable="bandit_grades_of_grpo:grade")]
+    rewards: Any = [RewardComponent(name="grade", source="callable", callable="bandit_grades_of_grpo:grade")]
     optim = OptimConfig(learning_rate=2e-2, schedule="linear", final_rate_share=0.02, warmup_share=0, beta2=0.95)
     shape = {
         "prompts_per_iteration": 1,

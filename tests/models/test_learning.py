@@ -109,6 +109,11 @@ STAGES: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
     "dpo": (dpo, DPOConfig(batch_size=5, optim=smooth(0.3)), PAIRS),
     "rejection_sampling": (rejection_sampling, RejectionSamplingConfig(batch_size=4, optim=smooth(0.3)), (*PAIRS, "reward")),
     "grpo": (grpo, GRPOConfig(**ROUNDS, reward="reward_model", minibatches=2, optim=smooth(0.3)), ON_POLICY),
+    "ppo-ptx": (
+        ppo,
+        PPOConfig(**ROUNDS, ptx_coefficient=0.5, ptx_batch_size=5, value_clip=0, optim=smooth(0.3), value_optim=smooth(0.3)),
+        ON_POLICY,
+    ),
     "dapo": (
         grpo,
         GRPOConfig(

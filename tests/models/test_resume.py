@@ -61,9 +61,7 @@ CASES = {
         PREFERENCES,
         [("step:2", None), ("step:4", 2), ("stop:2", 4)],
     ),
-    "dpo": Case(
-        "models.training.dpo:train", DPOConfig(epochs=2, checkpoint=EVERY_OTHER, **BATCHES), HALF, [("stop:3", 3), ("step:2", 4)]
-    ),
+    "dpo": Case("models.training.dpo:train", DPOConfig(epochs=2, checkpoint=EVERY_OTHER, **BATCHES), HALF, [("stop:3", 3), ("step:2", 4)]),
     "rejection_sampling": Case(
         "models.training.rejection_sampling:train",
         RejectionSamplingConfig(epochs=2, checkpoint=EVERY_UPDATE, **BATCHES),
@@ -76,6 +74,12 @@ CASES = {
         PPOConfig(iterations=2, epochs=2, minibatches=2, samples_per_prompt=2, value_optim=FAST, checkpoint=EVERY_UPDATE, **ROUNDS),
         ON_POLICY,
         [("stop:1", 1), ("step:2", 2), ("save:1", 2), ("rollout:1", 4), ("saved:2", 6)],
+    ),
+    "ppo with demonstrations, its KL led to a target": Case(
+        "models.training.ppo:train",
+        PPOConfig(iterations=3, epochs=1, samples_per_prompt=2, kl_target_nats=0.5, ptx_coefficient=1.0, checkpoint=EVERY_UPDATE, **ROUNDS),
+        ON_POLICY,
+        [("step:2", 1), ("rollout:2", 2)],
     ),
     "grpo": Case(
         "models.training.grpo:train",

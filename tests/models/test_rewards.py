@@ -132,7 +132,7 @@ def test_answers_that_begin_alike_are_refused(base: Path):
 
 def test_a_weighted_sum_by_hand():
     """Weights (1, 0.5), scores (1, 0) and (0.4, 0.8): (1.2, 0.4)."""
-    terms = {"a": (1.0, lambda p, g: Scored([[1.0, 0.0]], 1)), "b": (0.5, lambda p, g: Scored([[0.4, 0.8]], 2))}
+    terms: Any = {"a": (1.0, lambda p, g: Scored([[1.0, 0.0]], 1)), "b": (0.5, lambda p, g: Scored([[0.4, 0.8]], 2))}
     scored = WeightedReward(terms)([asking("q")], [Group([1], [[1], [2]])])
     assert scored.reward_PG == [pytest.approx([1.2, 0.4])] and scored.failures == 3
     assert scored.terms == {"a": [[1.0, 0.0]], "b": [[0.4, 0.8]]}
@@ -150,7 +150,7 @@ def lengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_each_term_of_a_stage_is_reported_apart(
     base: Path, tables: Path, reward_folder: Path, other: Path, lengths: Path, run: Run, journal: Callable
 ):
-    rewards = [
+    rewards: Any = [
         component("verifier", "right"),
         component("reward_model", "liked", weight=0.5),
         component("callable", "length", weight=-0.25, callable="toy_lengths:length"),
@@ -168,7 +168,7 @@ def test_each_term_of_a_stage_is_reported_apart(
 
 
 def test_without_a_folder_the_policy_as_it_comes_in_is_the_judge(base: Path, tokenizer: PreTrainedTokenizerBase, judge: LanguageJudge):
-    config = GRPOConfig(reward="weighted", rewards=[component("judge", question=QUESTION)])
+    config = GRPOConfig(reward="weighted", rewards=(component("judge", question=QUESTION),))
     reward = reward_of(config, tokenizer, base, None, CPU)
     group = Group([1], [tokenizer("yes")["input_ids"]])
     assert reward([asking("q")], [group]).reward_PG[0] == pytest.approx(judge([(asking("q").messages, "yes")]))
