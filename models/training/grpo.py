@@ -19,7 +19,7 @@ from models.run import Run
 from models.training.core import fit
 from models.training.optimiser import Trainee
 from models.training.order import permutation
-from models.training.rollout import Batch, Draw, OnPolicy, Rollout, check_finite, entropy_sums
+from models.training.rollout import Batch, Draw, OnPolicy, Rollout, check_finite, entropy_bonus, entropy_sums
 
 
 class GRPO(OnPolicy):
@@ -77,15 +77,16 @@ class GRPO(OnPolicy):
         advantage_CT = advantage_C[:, None].expand_as(logp_CT)
         loss_CT, sums = variant.surrogate(logp_CT, old_logp_CT, advantage_CT, mask_CT, self.config.clip, self.config.clip_high)
         if self.config.importance_cap:
-            weight_CT, more = truncated_importance(old_logp_CT, *self.pick(batch, "sampler_logp"), mask_CT, self.config.importance_cap)
+            sampler_logp_CT = self.pick(batch, "sampler_logp")[0]
+            weight_CT, more = truncated_importance(old_logp_CT, sampler_logp_CT, mask_CT, self.config.importance_cap)
             loss_CT, sums = loss_CT * weight_CT, sums | more
         if self._kl_in("loss"):
             kl_CT, more = self._kl(logp_CT, self.pick(batch, "ref_logp")[0], mask_CT)
             loss_CT, sums = loss_CT + self.config.kl_coefficient * kl_CT, sums | more
         loss = variant.reduce(loss_CT, mask_CT, self._sizes(batch))
         sums["train/loss"] = (loss.detach(), len(advantage_C) / batch.sequences)
-        bonus = torch.where(mask_CT, entropy_CT, 0.0).sum() / batch.tokens
-        return loss - self.config.entropy_coefficient * bonus, sums | entropy_sums(entropy_CT, mask_CT)
+        bonus = entropy_bonus(entropy_CT, mask_CT, self.config.entropy_coefficient, batch.tokens)
+        return loss - bonus, sums | entropy_sums(entropy_CT, mask_CT)
 
     def _kl_in(self, place: str) -> bool:
         return self.reference is not None and self.config.kl_in == place

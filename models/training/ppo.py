@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from models.advantages import explained_variance, gae, scale_rewards, token_rewards, whiten
@@ -22,7 +21,7 @@ from models.training.critic import new_critic
 from models.training.kl_control import KLControl
 from models.training.optimiser import Trainee
 from models.training.ptx import DemonstrationBatch, Demonstrations, read_demonstrations
-from models.training.rollout import Batch, OnPolicy, Rollout, check_finite, entropy_sums
+from models.training.rollout import Batch, OnPolicy, Rollout, check_finite, entropy_bonus, entropy_sums
 
 
 class PPO(OnPolicy):
@@ -67,10 +66,10 @@ class PPO(OnPolicy):
         policy_CT, sums = clipped_surrogate(logp_CT, old_logp_CT, advantage_CT, mask_CT, self.config.clip)
         value_CT = batch.packed.unflatten(self.critic.before_tokens(batch.packed), mask_CT.shape[1])
         critic_CT, value_sums = value_loss(value_CT, old_value_CT, return_CT, mask_CT, self.config.value_clip)
-        bonus = torch.where(mask_CT, entropy_CT, 0.0).sum()
-        total = policy_CT.sum() + self.config.value_coefficient * critic_CT.sum() - self.config.entropy_coefficient * bonus
+        bonus = entropy_bonus(entropy_CT, mask_CT, self.config.entropy_coefficient, batch.tokens)
+        total = (policy_CT.sum() + self.config.value_coefficient * critic_CT.sum()) / batch.tokens - bonus
         sums["train/loss"] = (policy_CT.detach().sum(), mask_CT.sum())
-        return total / batch.tokens, sums | value_sums | entropy_sums(entropy_CT, mask_CT)
+        return total, sums | value_sums | entropy_sums(entropy_CT, mask_CT)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, state = super().state()

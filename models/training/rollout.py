@@ -235,3 +235,8 @@ def check_finite(rollout: Rollout) -> None:
 def entropy_sums(entropy_CT: Tensor, mask_CT: Tensor) -> Sums:
     """Mean entropy per completion token, for the report."""
     return {"train/entropy_nats": masked(entropy_CT, mask_CT)}
+
+
+def entropy_bonus(entropy_CT: Tensor, mask_CT: Tensor, coefficient: float, tokens: int) -> Tensor | float:
+    """coefficient times the mean entropy of the update's tokens; where that is 0 the entropy is not differentiated at all."""
+    return coefficient * torch.where(mask_CT, entropy_CT, 0.0).sum() / tokens if coefficient else 0.0

@@ -280,7 +280,13 @@ def test_the_entropy_bonus_is_the_mean_over_tokens_times_its_weight(make: Callab
 # Learning
 
 FAST = OptimConfig(learning_rate=3e-2, schedule="constant", warmup_share=0)
-BANDIT: Any = {"prompts_per_iteration": 4, "samples_per_prompt": 8, "iterations": 12, "optim": FAST, "sampling": SamplingConfig(max_tokens=1)}
+BANDIT: Any = {
+    "prompts_per_iteration": 4,
+    "samples_per_prompt": 8,
+    "iterations": 12,
+    "optim": FAST,
+    "sampling": SamplingConfig(max_tokens=1),
+}
 
 
 def chances(folder: Path) -> Tensor:
