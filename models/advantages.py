@@ -27,6 +27,16 @@ def token_rewards(
     return reward_CT.index_put((torch.arange(len(score_C), device=score_C.device), last_C), score_C, accumulate=True)
 
 
+def overlong(length_C: Tensor, longest: int, buffer: int) -> Tensor:
+    """How far into the last ``buffer`` tokens before the longest completion allowed each one reaches: 0 before them, 1 at their end.
+
+    By hand, longest 20, buffer 5: lengths (15, 18, 20) give (0, 0.6, 1). Buffer 0 gives 0.
+
+    Source: Yu et al. 2025 (DAPO), equation 13, with the sign left to the caller.
+    """
+    return ((length_C - (longest - buffer)) / max(buffer, 1)).clamp(0, 1)
+
+
 def gae(reward_CT: Tensor, value_CT: Tensor, mask_CT: Tensor, *, discount: float, decay: float) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation: A_t = delta_t + gamma lambda A_{t+1}, delta_t = r_t + gamma V_{t+1} - V_t, V after the end = 0.
 

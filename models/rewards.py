@@ -49,7 +49,7 @@ class Scored:
 class RewardFunction(Protocol):
     """Scores the completions of some prompts, given as text records and as tokens."""
 
-    def __call__(self, prompts: Sequence[Prompt], groups: Sequence[Group]) -> Scored: ...
+    def __call__(self, prompts: Sequence[Prompt], groups: Sequence[Group], /) -> Scored: ...
 
 
 @dataclass

@@ -51,8 +51,8 @@ class Reinforce(OnPolicy):
         return tensors, state | {"average": [self.average.total, self.average.weight]}
 
     def load_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        self.average.total, self.average.weight = state.pop("average")
         super().load_state(tensors, state)
+        self.average.total, self.average.weight = state["average"]
 
 
 def priced_rewards(algorithm: Any, rollout: Rollout) -> Tensor:

@@ -59,6 +59,7 @@ class Draw:
     groups: list[Group]
     completions: list[list[Completion]]
     scored: Scored
+    metrics: dict[str, float] = field(default_factory=dict)
 
     def scores_PG(self) -> Tensor:
         """Scores, float32."""
@@ -174,9 +175,8 @@ class OnPolicy(Algorithm):
             "train/completion_tokens": sum(lengths) / len(lengths),
             "train/finished": float(finished_C.float().mean()),
         }
-        for name, score_PG in drawn.scored.terms.items():
-            rollout.metrics[f"reward/{name}"] = float(torch.tensor(score_PG).mean())
-        rollout.metrics |= drawn.scored.metrics
+        rollout.metrics |= {f"reward/{name}": float(torch.tensor(score_PG).mean()) for name, score_PG in drawn.scored.terms.items()}
+        rollout.metrics |= drawn.scored.metrics | drawn.metrics
         self.prepare(rollout)
         return rollout
 
@@ -216,7 +216,7 @@ class OnPolicy(Algorithm):
         return dict(self.rollout.tensors), {"groups": groups, "metrics": self.rollout.metrics}
 
     def load_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        if state:
+        if "groups" in state:
             self.rollout = Rollout([Group(g["prompt"], g["completions"]) for g in state["groups"]], tensors, state["metrics"])
 
 
@@ -236,3 +236,8 @@ def check_finite(rollout: Rollout) -> None:
 def entropy_sums(entropy_CT: Tensor, mask_CT: Tensor) -> Sums:
     """Mean entropy per completion token, for the report."""
     return {"train/entropy_nats": masked(entropy_CT, mask_CT)}
+
+
+def entropy_bonus(entropy_CT: Tensor, mask_CT: Tensor, coefficient: float, tokens: int) -> Tensor | float:
+    """coefficient times the mean entropy of the update's tokens; where that is 0 the entropy is not differentiated at all."""
+    return coefficient * torch.where(mask_CT, entropy_CT, 0.0).sum() / tokens if coefficient else 0.0

@@ -155,6 +155,18 @@ STAGES: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
         ON_POLICY,
     ),
     "grpo": (grpo, GRPOConfig(**ROUNDS, reward="reward_model", minibatches=2, optim=smooth(0.3)), ON_POLICY),
+    "ppo-ptx": (
+        ppo,
+        PPOConfig(**ROUNDS, ptx_coefficient=0.5, ptx_batch_size=5, value_clip=0, optim=smooth(0.3), value_optim=smooth(0.3)),
+        ON_POLICY,
+    ),
+    "dapo": (
+        grpo,
+        GRPOConfig(
+            **ROUNDS, loss="dapo", reward="reward_model", minibatches=2, importance_cap=2, entropy_coefficient=0.1, optim=smooth(0.3)
+        ),
+        ON_POLICY,
+    ),
     "reinforce": (reinforce, ReinforceConfig(**ROUNDS, optim=smooth(0.3)), ON_POLICY),
     "actor_critic": (actor_critic, ActorCriticConfig(**ROUNDS, optim=smooth(0.3), value_optim=smooth(0.3)), ON_POLICY),
     "ppo": (ppo, PPOConfig(**ROUNDS, optim=smooth(0.3), value_optim=smooth(0.3)), ON_POLICY),

@@ -148,6 +148,12 @@ CASES = {
         ON_POLICY,
         [("stop:1", 1), ("step:2", 2), ("save:1", 2), ("rollout:1", 4), ("saved:2", 6)],
     ),
+    "ppo with demonstrations, its KL led to a target": Case(
+        "models.training.ppo:train",
+        PPOConfig(iterations=3, epochs=1, samples_per_prompt=2, kl_target_nats=0.5, ptx_coefficient=1.0, checkpoint=EVERY_UPDATE, **ROUNDS),
+        ON_POLICY,
+        [("step:2", 1), ("rollout:2", 2)],
+    ),
     "grpo": Case(
         "models.training.grpo:train",
         GRPOConfig(iterations=4, samples_per_prompt=3, reward="reward_model", checkpoint=EVERY_UPDATE, **ROUNDS),
@@ -159,6 +165,23 @@ CASES = {
         GRPOConfig(iterations=3, minibatches=2, samples_per_prompt=3, reward="reward_model", checkpoint=EVERY_UPDATE, **ROUNDS),
         ON_POLICY | {"policy": "half"},
         [("step:2", 1), ("rollout:1", 2), ("stop:1", 3)],
+    ),
+    "dapo, prompts without spread are replaced": Case(
+        "models.training.grpo:train",
+        GRPOConfig(
+            iterations=3,
+            minibatches=2,
+            samples_per_prompt=2,
+            loss="dapo",
+            importance_cap=2.0,
+            dynamic_sampling_rounds=2,
+            overlong_buffer_tokens=3,
+            entropy_coefficient=0.01,
+            checkpoint=EVERY_UPDATE,
+            **ROUNDS,
+        ),
+        {"policy": "base", "data": "tables"},
+        [("step:2", 1), ("rollout:2", 2), ("stop:1", 3)],
     ),
     "reinforce, moving average": Case(
         "models.training.reinforce:train",

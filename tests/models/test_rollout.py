@@ -133,7 +133,7 @@ def test_a_round_survives_as_json_and_tensors(make: Callable):
     for own, wanted in zip(again.batches(1), algorithm.batches(1), strict=True):
         assert torch.equal(own.packed.input_ids_N, wanted.packed.input_ids_N) and torch.equal(own.rows_C, wanted.rows_C)
         assert float(again.loss(own)[0].detach()) == float(algorithm.loss(wanted)[0].detach())
-    assert make(PPO, config).state() == ({}, {})
+    assert make(PPO, config).state() == ({}, {"kl_coefficient": config.kl_coefficient})
 
 
 def test_sigterm_stops_in_the_middle_of_sampling(make: Callable, run: Run):
