@@ -10,7 +10,8 @@ from models.cgroups import memory_headroom
 from models.configs.base_model import BaseModelConfig
 from models.configs.dpo import DPOConfig
 from models.configs.grpo import GRPOConfig
-from models.configs.policy_gradient import PolicyGradientConfig
+from models.configs.online_dpo import OnlineDPOConfig
+from models.configs.policy_gradient import OnPolicyConfig
 from models.configs.ppo import PPOConfig
 from models.configs.rejection_sampling import RejectionSamplingConfig
 from models.configs.sampling import SamplingConfig
@@ -117,11 +118,13 @@ def _models_held(stage: str, config: BaseModel) -> tuple[int, int] | None:
         return 2, 1 + (config.reward == "reward_model")
     if isinstance(config, GRPOConfig):
         return 1, (config.kl_coefficient > 0) + (config.reward == "reward_model")
+    if isinstance(config, OnlineDPOConfig):
+        return 1, config.preference.has_reference + (config.reward == "reward_model")
     if isinstance(config, RejectionSamplingConfig):
         return 1, int(config.score == "reward_model")
     if isinstance(config, DPOConfig):
         return 1, int(config.reference_sync_every > 0)
-    if stage in ("sft", "reward_model", "kto") or isinstance(config, PolicyGradientConfig):
+    if stage in ("sft", "reward_model", "kto") or isinstance(config, OnPolicyConfig):
         return 1, 0
     return (0, 1) if stage in ("collect_preferences", "evaluate") else None
 

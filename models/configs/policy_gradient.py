@@ -12,7 +12,7 @@ from models.configs.sampling import SamplingConfig
 RewardSource = Literal["reward_model", "verifier"]
 
 
-class PolicyGradientConfig(StageConfig):
+class OnPolicyConfig(StageConfig):
     """Sample from the policy, score, update; again and again."""
 
     iterations: int = Field(default=20, ge=1, description="Rounds of sampling and updating.")
@@ -20,7 +20,6 @@ class PolicyGradientConfig(StageConfig):
     samples_per_prompt: int = Field(default=4, ge=1, description="Completions of each prompt.")
     epochs: int = Field(default=1, ge=1, description="Passes over a round's completions.")
     minibatches: int = Field(default=1, ge=1, description="Optimiser updates a pass; divides prompts_per_iteration.")
-    clip: float = Field(default=0.2, gt=0, lt=1, description="Probability ratios outside 1 +- clip earn nothing more.")
     missing_eos_penalty: float = Field(
         default=0.0, ge=0, description="Subtracted from the reward of a completion that was cut off at its longest."
     )
@@ -32,7 +31,7 @@ class PolicyGradientConfig(StageConfig):
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="How often to save for resume.")
 
     @model_validator(mode="after")
-    def _rollouts(self) -> "PolicyGradientConfig":
+    def _rollouts(self) -> "OnPolicyConfig":
         if self.prompts_per_iteration % self.minibatches:
             raise ValueError(f"minibatches {self.minibatches} must divide prompts_per_iteration {self.prompts_per_iteration}")
         if self.sampling.temperature == 0:
@@ -48,3 +47,9 @@ class PolicyGradientConfig(StageConfig):
     def updates_per_iteration(self) -> int:
         """Optimiser updates of one round."""
         return self.epochs * self.minibatches
+
+
+class PolicyGradientConfig(OnPolicyConfig):
+    """Updates by clipped probability ratios."""
+
+    clip: float = Field(default=0.2, gt=0, lt=1, description="Probability ratios outside 1 +- clip earn nothing more.")

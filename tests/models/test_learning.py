@@ -12,6 +12,7 @@ from data.packing import Group, pack
 from models.configs.dpo import DPOConfig
 from models.configs.grpo import GRPOConfig
 from models.configs.kto import KTOConfig
+from models.configs.online_dpo import OnlineDPOConfig
 from models.configs.optimisation import OptimConfig
 from models.configs.ppo import PPOConfig
 from models.configs.rejection_sampling import RejectionSamplingConfig
@@ -22,7 +23,7 @@ from models.heads import new_scalar, save_scalar
 from models.loading import load_policy
 from models.logprobs import token_logps
 from models.run import Run
-from models.training import dpo, grpo, kto, ppo, rejection_sampling, reward_model, sft
+from models.training import dpo, grpo, kto, online_dpo, ppo, rejection_sampling, reward_model, sft
 
 FAST = OptimConfig(learning_rate=3e-2, schedule="constant", warmup_share=0)
 ROUND = {
@@ -113,6 +114,7 @@ STAGES: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
     "rejection_sampling": (rejection_sampling, RejectionSamplingConfig(batch_size=4, optim=smooth(0.3)), (*PAIRS, "reward")),
     "grpo": (grpo, GRPOConfig(**ROUNDS, reward="reward_model", minibatches=2, optim=smooth(0.3)), ON_POLICY),
     "ppo": (ppo, PPOConfig(**ROUNDS, optim=smooth(0.3), value_optim=smooth(0.3)), ON_POLICY),
+    "online_dpo": (online_dpo, OnlineDPOConfig(**ROUNDS, minibatches=2, optim=smooth(0.3)), ON_POLICY),
 }
 
 

@@ -13,6 +13,7 @@ from models.configs.dpo import DPOConfig
 from models.configs.evaluation import EvaluateConfig
 from models.configs.grpo import GRPOConfig
 from models.configs.kto import KTOConfig
+from models.configs.online_dpo import OnlineDPOConfig
 from models.configs.optimisation import OptimConfig
 from models.configs.ppo import PPOConfig
 from models.configs.preferences import PreferencesConfig
@@ -99,6 +100,13 @@ CASES = {
         GRPOConfig(iterations=3, minibatches=2, samples_per_prompt=3, reward="reward_model", checkpoint=EVERY_UPDATE, **ROUNDS),
         ON_POLICY | {"policy": "half"},
         [("step:2", 1), ("rollout:1", 2), ("stop:1", 3)],
+    ),
+    # Two updates a round: dies between them, while it samples, and in a save.
+    "online_dpo": Case(
+        "models.training.online_dpo:train",
+        OnlineDPOConfig(iterations=3, minibatches=2, samples_per_prompt=3, checkpoint=EVERY_UPDATE, **ROUNDS),
+        ON_POLICY | {"policy": "half"},
+        [("step:2", 1), ("rollout:1", 2), ("save:1", 2), ("stop:1", 3)],
     ),
     "preferences": Case(
         "models.preferences:collect",
