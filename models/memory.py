@@ -10,6 +10,7 @@ from models.cgroups import memory_headroom
 from models.configs.base_model import BaseModelConfig
 from models.configs.dpo import DPOConfig
 from models.configs.grpo import GRPOConfig
+from models.configs.nash_md import NashMDConfig
 from models.configs.online_dpo import OnlineDPOConfig
 from models.configs.policy_gradient import OnPolicyConfig
 from models.configs.ppo import PPOConfig
@@ -118,6 +119,8 @@ def _models_held(stage: str, config: BaseModel) -> tuple[int, int] | None:
         return 2, 1 + (config.reward == "reward_model")
     if isinstance(config, GRPOConfig):
         return 1, (config.kl_coefficient > 0) + (config.reward == "reward_model")
+    if isinstance(config, NashMDConfig):
+        return 1, 1 + (config.reward == "reward_model")
     if isinstance(config, OnlineDPOConfig):
         return 1, config.preference.has_reference + (config.reward == "reward_model")
     if isinstance(config, RejectionSamplingConfig):

@@ -4,7 +4,7 @@ Axes: ``C`` completions.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,6 +37,9 @@ class Scored:
 
     reward_PG: list[list[float]]
     failures: int = 0
+
+
+Reward = Callable[[Sequence[Prompt], Sequence[Group]], Scored]
 
 
 @dataclass

@@ -18,7 +18,7 @@ from models.configs.policy_gradient import OnPolicyConfig
 from models.generation import generate
 from models.logprobs import token_logps
 from models.losses.sums import Sums
-from models.rewards import RewardModelReward, VerifierReward
+from models.rewards import Reward
 from models.run import Run
 from models.seeds import derive_seed
 from models.training.core import Algorithm
@@ -66,7 +66,7 @@ class OnPolicy(Algorithm):
         policy: Any,
         prompts: list[Prompt],
         tokenizer: Any,
-        reward: VerifierReward | RewardModelReward,
+        reward: Reward,
         eos: list[int],
         config: OnPolicyConfig,
         seed: int,

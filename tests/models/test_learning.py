@@ -12,6 +12,7 @@ from data.packing import Group, pack
 from models.configs.dpo import DPOConfig
 from models.configs.grpo import GRPOConfig
 from models.configs.kto import KTOConfig
+from models.configs.nash_md import NashMDConfig
 from models.configs.online_dpo import OnlineDPOConfig
 from models.configs.optimisation import OptimConfig
 from models.configs.ppo import PPOConfig
@@ -23,7 +24,7 @@ from models.heads import new_scalar, save_scalar
 from models.loading import load_policy
 from models.logprobs import token_logps
 from models.run import Run
-from models.training import dpo, grpo, kto, online_dpo, ppo, rejection_sampling, reward_model, sft
+from models.training import dpo, grpo, kto, nash_md, online_dpo, ppo, rejection_sampling, reward_model, sft
 
 FAST = OptimConfig(learning_rate=3e-2, schedule="constant", warmup_share=0)
 ROUND = {
@@ -115,6 +116,7 @@ STAGES: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
     "grpo": (grpo, GRPOConfig(**ROUNDS, reward="reward_model", minibatches=2, optim=smooth(0.3)), ON_POLICY),
     "ppo": (ppo, PPOConfig(**ROUNDS, optim=smooth(0.3), value_optim=smooth(0.3)), ON_POLICY),
     "online_dpo": (online_dpo, OnlineDPOConfig(**ROUNDS, minibatches=2, optim=smooth(0.3)), ON_POLICY),
+    "nash_md": (nash_md, NashMDConfig(**ROUNDS, reference_sync_every=1, reference_sync_share=0.5, optim=smooth(0.3)), ON_POLICY),
 }
 
 

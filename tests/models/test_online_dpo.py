@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def test_every_prompt_that_is_not_tied_is_learned_from_once_an_epoch(make: Calla
     algorithm = make(ByLength(), PairLossConfig(), minibatches=3, epochs=2)
     rows = [sorted(int(row) for batch in algorithm.batches(update) for row in batch.rows_C) for update in range(6)]
     untied = [p for p in range(6) if not algorithm.rollout.tensors["tied"][p]]
-    assert sorted(sum(rows[:3], [])) == sorted(sum(rows[3:], [])) == [2 * p + i for p in untied for i in (0, 1)]
+    assert sorted(chain(*rows[:3])) == sorted(chain(*rows[3:])) == [2 * p + i for p in untied for i in (0, 1)]
 
 
 def test_a_loss_without_reference_runs_none(make: Callable):
@@ -109,7 +110,8 @@ def test_a_loss_without_reference_runs_none(make: Callable):
 # Learning
 
 FAST = OptimConfig(learning_rate=3e-2, schedule="constant", warmup_share=0)
-BANDIT = {"reward": "verifier", "prompts_per_iteration": 4, "samples_per_prompt": 8, "optim": FAST, "sampling": SamplingConfig(max_tokens=1)}
+ONE_TOKEN = SamplingConfig(max_tokens=1)
+BANDIT = {"reward": "verifier", "prompts_per_iteration": 4, "samples_per_prompt": 8, "optim": FAST, "sampling": ONE_TOKEN}
 
 
 def chances(folder: Path) -> list[float]:

@@ -13,6 +13,7 @@ from models.configs.dpo import DPOConfig
 from models.configs.evaluation import EvaluateConfig
 from models.configs.grpo import GRPOConfig
 from models.configs.kto import KTOConfig
+from models.configs.nash_md import NashMDConfig
 from models.configs.online_dpo import OnlineDPOConfig
 from models.configs.optimisation import OptimConfig
 from models.configs.ppo import PPOConfig
@@ -105,6 +106,21 @@ CASES = {
     "online_dpo": Case(
         "models.training.online_dpo:train",
         OnlineDPOConfig(iterations=3, minibatches=2, samples_per_prompt=3, checkpoint=EVERY_UPDATE, **ROUNDS),
+        ON_POLICY | {"policy": "half"},
+        [("step:2", 1), ("rollout:1", 2), ("save:1", 2), ("stop:1", 3)],
+    ),
+    # Two updates a round; the reference moves at every round's begin, and once is saved right before.
+    "nash_md": Case(
+        "models.training.nash_md:train",
+        NashMDConfig(
+            iterations=3,
+            minibatches=2,
+            reference_sync_every=1,
+            reference_sync_share=0.4,
+            kl_coefficient=0.1,
+            checkpoint=EVERY_UPDATE,
+            **ROUNDS,
+        ),
         ON_POLICY | {"policy": "half"},
         [("step:2", 1), ("rollout:1", 2), ("save:1", 2), ("stop:1", 3)],
     ),

@@ -1,0 +1,62 @@
+"""Which of two completions is better: the probability that one is preferred to another.
+
+Axes: ``P`` prompts, ``G`` completions of each.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from data.packing import Group
+from data.records import Prompt
+from models.rewards import RewardModelReward, Scored, VerifierReward, reward_function
+
+# (prompts, completions, opponents) -> P(completion preferred to the opponent at its place), in [0, 1]
+Duel = Callable[[Sequence[Prompt], Sequence[Group], Sequence[Group]], Scored]
+
+
+@dataclass
+class ScoreDuel:
+    """A duel of scores. What could not be scored is counted."""
+
+    reward: VerifierReward | RewardModelReward
+    probability: Callable[[float], float]  # of winning, from the difference of two scores
+
+    def __call__(self, prompts: Sequence[Prompt], groups: Sequence[Group], opponents: Sequence[Group]) -> Scored:
+        both = [Group(g.prompt, [*g.completions, *o.completions]) for g, o in zip(groups, opponents, strict=True)]
+        scored = self.reward(prompts, both)
+        rows = []
+        for group, row in zip(groups, scored.reward_PG, strict=True):
+            count = len(group.completions)
+            rows.append([self.probability(a - b) for a, b in zip(row[:count], row[count:], strict=True)])
+        return Scored(rows, scored.failures)
+
+
+def higher_wins(gap: float) -> float:
+    """1 for the higher score, 0 for the lower, 1/2 for a tie."""
+    return 0.5 + 0.5 * ((gap > 0) - (gap < 0))
+
+
+def bradley_terry(gap: float, deviation: float) -> float:
+    """sigmoid of the difference of raw scores: normalised ones are ``deviation`` times too close.
+
+    By hand: a normalised gap of 0.5 and deviation 2: sigmoid(1) = 0.731059.
+    """
+    return 0.5 * (1 + math.tanh(0.5 * gap * deviation))
+
+
+def duel_function(source: str, tokenizer: PreTrainedTokenizerBase, reward: Path | None, device: torch.device) -> Duel:
+    """Who judges duels: the verifier by its scores, or the reward model by the probability that it was trained to tell.
+
+    Raises:
+        ValueError: it names the reward model and there is none.
+    """
+    scores = reward_function(source, tokenizer, reward, device)
+    if isinstance(scores, VerifierReward):
+        return ScoreDuel(scores, higher_wins)
+    deviation = scores.model.rule.deviation
+    return ScoreDuel(scores, lambda gap: bradley_terry(gap, deviation))
