@@ -186,7 +186,7 @@ def test_the_loss_is_the_policy_gradient_one_completion_at_a_time(base: Path, ot
 SETTLE = OptimConfig(learning_rate=2e-2, schedule="linear", final_rate_share=0.0, warmup_share=0)
 # Plain descent: Adam's moving averages and unit steps would carry it round the equilibrium instead of into it.
 DESCENT = OptimConfig(learning_rate=3.0, schedule="linear", final_rate_share=0.0, warmup_share=0, epsilon=1.0, beta1=0.0, max_grad_norm=1e6)
-GAME = {"prompts_per_iteration": 4, "samples_per_prompt": 64, "iterations": 40, "optim": SETTLE, "sampling": SamplingConfig(max_tokens=1)}
+GAME = {"prompts_per_iteration": 4, "samples_per_prompt": 64, "iterations": 60, "optim": SETTLE, "sampling": SamplingConfig(max_tokens=1)}
 A, B = 1, 2
 
 
@@ -236,7 +236,7 @@ def test_where_no_move_is_best_it_finds_the_mixed_equilibrium(bandit: Path, run:
     config = NashMDConfig(**GAME | {"optim": DESCENT}, kl_coefficient=tau, mixture_share=share, checkpoint=CheckpointConfig(every_s=0))
     prompts, tokenizer = read_table(bandit / "prompts.parquet", Prompt), load_tokenizer(bandit)
     algorithm = NashMD(model, prompts, tokenizer, duel, MovingReference(start, model, 0, 1.0), [0], config, 0, run)
-    fit(run, algorithm, {"policy": Trainee(model, config.optim)}, 40, config.checkpoint)
+    fit(run, algorithm, {"policy": Trainee(model, config.optim)}, 60, config.checkpoint)
     mu = chances(start)
     optimum = equilibrium(mu, wins, tau, share)
     assert float((mu - optimum).abs().sum() / 2) > 0.15, "the test could fail"
