@@ -1,8 +1,10 @@
 """How much memory a stage will need, before it starts: weights, gradients, optimiser, activations and sampler cache, in bytes."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -11,6 +13,8 @@ from models.configs.base_model import BaseModelConfig
 from models.configs.dpo import DPOConfig
 from models.configs.grpo import GRPOConfig
 from models.configs.guidance import GuidedEvaluationConfig, TokenRewardConfig
+from models.configs.nash_md import NashMDConfig
+from models.configs.online_dpo import OnlineDPOConfig
 from models.configs.online_rejection_sampling import OnlineRejectionSamplingConfig
 from models.configs.policy_gradient import PolicyGradientConfig
 from models.configs.ppo import PPOConfig
@@ -180,28 +184,30 @@ def estimate(stage: str, config: BaseModel, shape: ModelShape, lengths: Lengths 
     )
 
 
+# (models trained, models frozen) that a stage holds at once, by the class of its configuration.
+_HELD: dict[type[BaseModel], Callable[[Any], tuple[int, int]]] = {
+    PPOConfig: lambda c: (2, 1 + _scoring(c)),
+    ActorCriticConfig: lambda c: (2, (c.kl_coefficient > 0) + _scoring(c)),
+    OneUpdateConfig: lambda c: (1, (c.kl_coefficient > 0) + _scoring(c)),
+    GRPOConfig: lambda c: (1, (c.kl_coefficient > 0) + _scoring(c)),
+    NashMDConfig: lambda c: (1, 1 + (c.reward != "verifier")),
+    OnlineDPOConfig: lambda c: (1, c.preference.has_reference + _scoring(c)),
+    RejectionSamplingConfig: lambda c: (1, int(c.score == "reward_model")),
+    OnlineRejectionSamplingConfig: lambda c: (1, int(c.reward == "reward_model")),
+    DPOConfig: lambda c: (1, int(c.reference_sync_every > 0)),
+    TokenRewardConfig: lambda c: (1, int(c.min_chance > 0)),
+    GuidedEvaluationConfig: lambda c: (0, 1 + (c.guidance.mode != "none")),
+}
+_ONE_TRAINED = ("sft", "reward_model", "kto", "kwise_dpo", "prefix_value", "preference_model")
+_ONE_FROZEN = ("collect_preferences", "evaluate", "reward_ensemble", "best_of_n")
+
+
 def _models_held(stage: str, config: BaseModel) -> tuple[int, int] | None:
-    """(models trained, models frozen) that a stage holds at once."""
-    if isinstance(config, PPOConfig):
-        return 2, 1 + _scoring(config)
-    if isinstance(config, OneUpdateConfig):
-        return 1 + isinstance(config, ActorCriticConfig), (config.kl_coefficient > 0) + _scoring(config)
-    if isinstance(config, GRPOConfig):
-        return 1, (config.kl_coefficient > 0) + _scoring(config)
-    if isinstance(config, RejectionSamplingConfig):
-        return 1, int(config.score == "reward_model")
-    if isinstance(config, DPOConfig):
-        return 1, int(config.reference_sync_every > 0)
-    if isinstance(config, TokenRewardConfig):
-        return 1, int(config.min_chance > 0)
-    if isinstance(config, GuidedEvaluationConfig):
-        return 0, 1 + (config.guidance.mode != "none")
-    if isinstance(config, OnlineRejectionSamplingConfig):
-        return 1, int(config.reward == "reward_model")
-    trainers = ("sft", "reward_model", "kto", "kwise_dpo", "prefix_value", "preference_model")
-    if stage in trainers or isinstance(config, PolicyGradientConfig):
-        return 1, 0
-    return (0, 1) if stage in ("collect_preferences", "evaluate", "reward_ensemble", "best_of_n") else None
+    """(models trained, models frozen) that a stage holds at once; None where it holds none."""
+    for kind, held in _HELD.items():
+        if isinstance(config, kind):
+            return held(config)
+    return (1, 0) if stage in _ONE_TRAINED else (0, 1) if stage in _ONE_FROZEN else None
 
 
 def _scoring(config: PolicyGradientConfig) -> int:
@@ -211,6 +217,7 @@ def _scoring(config: PolicyGradientConfig) -> int:
 
 def _activations(shape: ModelShape, tokens: int, sequence_tokens: int) -> int:
     """Saved for the backward pass, by token and layer.
+
     Six widths (two norms before and after scaling, the queries, the outputs; in float32 two more, which half precision keeps as float32
     copies before the norms), keys and values, the four of the feed-forward layer, and the scores of sequences short enough to have them.
     """

@@ -4,7 +4,7 @@ Axes: ``C`` completions.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -50,6 +50,9 @@ class RewardFunction(Protocol):
     """Scores the completions of some prompts, given as text records and as tokens."""
 
     def __call__(self, prompts: Sequence[Prompt], groups: Sequence[Group], /) -> Scored: ...
+
+
+Reward = Callable[[Sequence[Prompt], Sequence[Group]], Scored]
 
 
 @dataclass

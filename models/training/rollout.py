@@ -133,12 +133,15 @@ class OnPolicy(Algorithm):
         epoch, part = divmod(inner, self.config.minibatches)
         order = permutation(len(self.rollout.groups), self.seed, "minibatch", iteration, epoch)
         size = len(order) // self.config.minibatches
-        chosen = order[part * size : (part + 1) * size]
+        return self._cut(order[part * size : (part + 1) * size])
+
+    def _cut(self, chosen: Sequence[int]) -> list[Batch]:
+        """The completions of these prompts of the round as the micro-batches of one update."""
+        assert self.rollout is not None
         cut = list(self.rollout.parts(chosen, self.max_tokens))
         tokens = sum(len(c) for groups, _ in cut for g in groups for c in g.completions)
-        return [
-            Batch(pack(groups).to(self.policy.device), rows, tokens, len(chosen) * self.config.samples_per_prompt) for groups, rows in cut
-        ]
+        sequences = sum(len(rows) for _, rows in cut)
+        return [Batch(pack(groups).to(self.policy.device), rows, tokens, sequences) for groups, rows in cut]
 
     def collect(self, iteration: int) -> Draw:
         """The completions of a round, sampled and scored."""

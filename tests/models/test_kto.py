@@ -108,7 +108,7 @@ def test_rewards_are_measured_from_the_whole_update_whatever_the_micro_batches(b
             for g in algorithm.mismatched(update)
         ]
         assert len(batches) > 1 and len(gains) == 6 == sum(len(b.index_C) for b in batches)
-        assert len({b.kl_nats for b in batches}) == 1 and batches[0].kl_nats == pytest.approx(sum(gains) / 6, abs=1e-4) > 0
+        assert len({b.kl_nats for b in batches}) == 1 and 0 < batches[0].kl_nats == pytest.approx(sum(gains) / 6, abs=1e-4)
 
 
 # Labels

@@ -14,6 +14,8 @@ from models.configs.grpo import GRPOConfig
 from models.configs.guidance import PrefixValueConfig, TokenRewardConfig
 from models.configs.kto import KTOConfig
 from models.configs.kwise_dpo import KWiseDPOConfig
+from models.configs.nash_md import NashMDConfig
+from models.configs.online_dpo import OnlineDPOConfig
 from models.configs.online_rejection_sampling import OnlineRejectionSamplingConfig
 from models.configs.optimisation import OptimConfig
 from models.configs.ppo import PPOConfig
@@ -33,6 +35,8 @@ from models.training import (
     grpo,
     kto,
     kwise_dpo,
+    nash_md,
+    online_dpo,
     online_rejection_sampling,
     ppo,
     preference_model,
@@ -170,6 +174,8 @@ STAGES: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
     "reinforce": (reinforce, ReinforceConfig(**ROUNDS, optim=smooth(0.3)), ON_POLICY),
     "actor_critic": (actor_critic, ActorCriticConfig(**ROUNDS, optim=smooth(0.3), value_optim=smooth(0.3)), ON_POLICY),
     "ppo": (ppo, PPOConfig(**ROUNDS, optim=smooth(0.3), value_optim=smooth(0.3)), ON_POLICY),
+    "online_dpo": (online_dpo, OnlineDPOConfig(**ROUNDS, minibatches=2, optim=smooth(0.3)), ON_POLICY),
+    "nash_md": (nash_md, NashMDConfig(**ROUNDS, reference_sync_every=1, reference_sync_share=0.5, optim=smooth(0.3)), ON_POLICY),
 }
 
 

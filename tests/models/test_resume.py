@@ -16,6 +16,8 @@ from models.configs.grpo import GRPOConfig
 from models.configs.guidance import PrefixValueConfig, TokenRewardConfig
 from models.configs.kto import KTOConfig
 from models.configs.kwise_dpo import KWiseDPOConfig
+from models.configs.nash_md import NashMDConfig
+from models.configs.online_dpo import OnlineDPOConfig
 from models.configs.online_rejection_sampling import OnlineRejectionSamplingConfig
 from models.configs.optimisation import OptimConfig
 from models.configs.ppo import PPOConfig
@@ -194,6 +196,28 @@ CASES = {
         ActorCriticConfig(iterations=3, samples_per_prompt=2, value_optim=FAST, checkpoint=EVERY_UPDATE, **ROUNDS),
         ON_POLICY,
         [("rollout:2", 1), ("save:1", 1), ("step:2", 2)],
+    ),
+    # Two updates a round: dies between them, while it samples, and in a save.
+    "online_dpo": Case(
+        "models.training.online_dpo:train",
+        OnlineDPOConfig(iterations=3, minibatches=2, samples_per_prompt=3, checkpoint=EVERY_UPDATE, **ROUNDS),
+        ON_POLICY | {"policy": "half"},
+        [("step:2", 1), ("rollout:1", 2), ("save:1", 2), ("stop:1", 3)],
+    ),
+    # Two updates a round; the reference moves at every round's begin, and once is saved right before.
+    "nash_md": Case(
+        "models.training.nash_md:train",
+        NashMDConfig(
+            iterations=3,
+            minibatches=2,
+            reference_sync_every=1,
+            reference_sync_share=0.4,
+            kl_coefficient=0.1,
+            checkpoint=EVERY_UPDATE,
+            **ROUNDS,
+        ),
+        ON_POLICY | {"policy": "half"},
+        [("step:2", 1), ("rollout:1", 2), ("save:1", 2), ("stop:1", 3)],
     ),
     "preferences": Case(
         "models.preferences:collect",
