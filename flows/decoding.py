@@ -86,6 +86,8 @@ class DecodingConfig(StageConfig):
                 raise ValueError(f"{mode}.mode is {found!r}: the row {mode} is decoded by {mode}; leave mode out")
         if self.evaluation.guidance != GuidanceConfig():
             raise ValueError("evaluation.guidance is that of each row: set args, pargs, cd, farma, cards or best_of_n instead")
+        if self.evaluation.sampling.temperature == 0:
+            raise ValueError("evaluation.sampling.temperature 0: cards and best_of_n choose among samples, which are then equal; use 1.0")
         if self.prefix_reward.trained_on != "prefixes":
             raise ValueError("prefix_reward.trained_on must be prefixes: the model of whole completions is reward_model")
         return self

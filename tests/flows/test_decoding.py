@@ -60,14 +60,10 @@ def test_a_row_of_a_recipe_need_not_repeat_its_mode() -> None:
     [
         ({"args": {"mode": "cd"}}, "args.mode is 'cd'"),
         ({"evaluation": {"guidance": {"mode": "args"}}}, "evaluation.guidance is that of each row"),
+        ({"evaluation": {"sampling": {"temperature": 0}}}, "cards and best_of_n choose among samples"),
         ({"prefix_reward": {"trained_on": "completions"}}, "must be prefixes"),
     ],
 )
 def test_a_row_that_would_be_another_is_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         DecodingConfig.model_validate(settings)
-
-
-@pytest.mark.parametrize("name", ["decoding", "decoding-tiny"])
-def test_the_recipes_are_valid(name: str) -> None:
-    configure(load(name))

@@ -17,7 +17,7 @@ from models.configs.guidance import DecodingComparisonConfig, GuidanceConfig, Gu
 from models.configs.sampling import SamplingConfig
 from models.decoding_comparison import compare, mean_and_error
 from models.generation import generate
-from models.heads import load_scalar, new_token_reward, save_scalar
+from models.heads import load_scalar, new_scalar, new_token_reward, save_scalar
 from models.loading import load_policy
 from models.rendering import eos_ids, text_of
 from models.rewards import score_groups
@@ -101,6 +101,25 @@ def test_the_seconds_of_a_stopped_attempt_count(evaluated: Evaluate, new_run: Ca
     chunks[0]["seconds"] = 1000.0
     kept.write_text(json.dumps(chunks))
     assert evaluated("resumed")[0]["seconds"] > 1000
+
+
+def test_a_choice_among_equal_samples_is_refused():
+    with pytest.raises(ValueError, match=r"cards chooses among samples, and at sampling\.temperature 0 all are equal"):
+        GuidedEvaluationConfig(guidance=GuidanceConfig(mode="cards"), sampling=SamplingConfig(temperature=0))
+
+
+@pytest.mark.parametrize("mode", ["args", "farma", "cards"])
+def test_half_precision_policies_and_rewards(half: Path, tables: Path, tmp_path: Path, new_run: Callable[..., Run], mode: Any):
+    """A reward model made of a bfloat16 policy: its head is float32."""
+    makers = {"scalar": new_scalar(half, 0), "token": new_token_reward(half)}
+    for name, model in makers.items():
+        save_scalar(model, half, tmp_path / name)
+    config = GuidedEvaluationConfig(guidance=GuidanceConfig(mode=mode), sampling=SHORT)
+    folders = {"policy": half, "reference": half, "data": tables, "reward": tmp_path / "scalar", "scorer": tmp_path / "token"}
+    if mode != "farma":
+        folders.pop("scorer")
+    meta = guided_evaluation.evaluate(config, **folders, seed=0, run=new_run(mode))
+    assert math.isfinite(meta["eval/reward"])
 
 
 # The table
