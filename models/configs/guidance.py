@@ -2,7 +2,7 @@
 
 from typing import Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from models.configs.base import StageConfig
 from models.configs.checkpointing import CheckpointConfig
@@ -25,7 +25,7 @@ class GuidanceConfig(StageConfig):
     weight: float = Field(
         default=1.0,
         ge=0,
-        description="args, pargs, cd, farma: weight of the reward beside the log-probability, in nats per unit of reward.",
+        description="args, pargs, cd, farma: weight w = 1/beta of the reward beside the log-probability, in nats a unit.",
     )
     top_k: int = Field(
         default=10, ge=0, description="args, pargs, cd, farma: the policy's most likely tokens, among which the reward chooses; 0 = all."
@@ -56,6 +56,12 @@ class GuidedEvaluationConfig(StageConfig):
     sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="How tokens are sampled; temperature 0 takes the best.")
     chunk_prompts: int = Field(default=128, ge=1, description="Prompts between two saves.")
     micro_batch_tokens: int = Field(default=8192, ge=16, description="Tokens of a forward pass that scores answers.")
+
+    @model_validator(mode="after")
+    def _noise(self) -> "GuidedEvaluationConfig":
+        if self.sampling.temperature == 0 and self.guidance.mode in ("cards", "best_of_n"):
+            raise ValueError(f"{self.guidance.mode} chooses among samples, and at sampling.temperature 0 all are equal: use 1.0")
+        return self
 
 
 class PrefixValueConfig(StageConfig):

@@ -126,6 +126,7 @@ def test_scores_through_the_cache_are_those_of_full_passes(base: Path, reward_fo
             keep = [0, 3, 4]
             guide.select(torch.tensor(keep))
             prefixes, token_RA = [prefixes[i] for i in keep], token_RA[keep]
+            torch.testing.assert_close(guide.scores(token_RA), found_RA[keep], rtol=0, atol=1e-5)
         guide.advance(token_RA[:, 0])
         prefixes = [(p, [*c, t]) for (p, c), t in zip(prefixes, token_RA[:, 0].tolist(), strict=True)]
 

@@ -29,7 +29,7 @@ from models.run import Run
 from models.training import prefix_value, reward_model, sft, token_reward
 from models.training.pairs import Pairs
 from models.training.reward_model import PrefixBradleyTerry, rule_of
-from models.training.token_reward import TokenReward
+from models.training.token_reward import ConstraintBatch, TokenReward
 
 FAST = OptimConfig(learning_rate=1e-2, schedule="constant", warmup_share=0)
 SETTLING = OptimConfig(learning_rate=5e-3, schedule="linear", final_rate_share=0.0)
@@ -246,3 +246,11 @@ def test_the_constraint_compares_each_inner_prefix_with_its_continuations(base: 
                 own = model.every(model.backbone(torch.tensor([before])).last_hidden_state[0, -1])[completion[i]]
                 errors.append(float(own) - best([*before, completion[i]], completion[i + 1]))
     assert float(loss) == pytest.approx(sum(0.5 * e**2 for e in errors) / len(errors), rel=1e-6) and len(errors) == 3
+
+
+def test_both_losses_see_the_same_pairs_in_turn(base: Path, run: Run):
+    pairs = Pairs([Group([i], [[7, 8], [9]]) for i in range(1, 9)], torch.zeros(8))
+    algorithm = TokenReward(new_token_reward(base), None, pairs, TokenRewardConfig(batch_size=3, min_chance=0), 0, run)
+    seen = [[batch.index_P.tolist() for batch in algorithm.batches(update)] for update in range(6)]
+    assert seen[0::2] == seen[1::2] and seen[0] != seen[2] != seen[4]
+    assert [isinstance(algorithm.batches(u)[0], ConstraintBatch) for u in range(4)] == [False, True, False, True]
