@@ -165,13 +165,12 @@ def estimate(stage: str, config: BaseModel, shape: ModelShape, lengths: Lengths 
     lengths = lengths or Lengths()
     each = BytesPerParameter(weights=shape.weight_bytes, gradients=4, optimiser=8, masters=0 if shape.weight_bytes == 4 else 4)
     models = memory_of_models(shape.parameters, trained, frozen, each)
-    tokens = getattr(config, "micro_batch_tokens", 0)
-    # A loss over policy and critic keeps what both have computed until its backward pass.
-    activations = trained * _activations(shape, tokens, _sequence_tokens(config, lengths)) if trained else _one_layer(shape, tokens)
+    activations = _kept(shape, config, lengths) if trained else _one_layer(shape, getattr(config, "micro_batch_tokens", 0))
     rounded_gradients = trained * shape.parameters * shape.weight_bytes if each.masters else 0  # they come as the activations go
     return replace(
         models,
-        activations=max(activations + _head(shape, trained), rounded_gradients),
+        # A loss over policy and critic keeps what both have computed until its backward pass.
+        activations=max(max(1, trained) * activations + _head(shape, trained), rounded_gradients),
         kv_cache=_cache(shape, config, lengths.prompt_tokens),
     )
 
@@ -187,6 +186,17 @@ def _models_held(stage: str, config: BaseModel) -> tuple[int, int] | None:
     if stage in ("sft", "reward_model", "dpo") or isinstance(config, PolicyGradientConfig):
         return 1, 0
     return (0, 1) if stage in ("collect_preferences", "evaluate") else None
+
+
+def _kept(shape: ModelShape, config: BaseModel, lengths: Lengths) -> int:
+    """Activations of a micro-batch; twice where an update has several of them.
+
+    Gradients and moments come to lie where the activations of the first were, so that those of the next take another place.
+    """
+    sequence_tokens = _sequence_tokens(config, lengths)
+    groups = getattr(config, "batch_size", 0) or getattr(config, "prompts_per_iteration", 1) // getattr(config, "minibatches", 1)
+    micro, update = getattr(config, "micro_batch_tokens", 0), groups * sequence_tokens
+    return _activations(shape, min(micro, update), sequence_tokens) * (2 if update > micro else 1)
 
 
 def _activations(shape: ModelShape, tokens: int, sequence_tokens: int) -> int:

@@ -58,7 +58,7 @@ def peak(config: Measured, *, seed, run, **inputs):
     return {"before": before, "peak": resident_bytes("VmHWM")}
 '''
 SHORT = SamplingConfig(max_tokens=8, max_rows=16)
-LEARN = {"batch_size": 4, "max_updates": 2, "micro_batch_tokens": 256}
+LEARN = {"batch_size": 4, "epochs": 2, "micro_batch_tokens": 256}
 ROUNDS = {"iterations": 2, "prompts_per_iteration": 4, "samples_per_prompt": 4, "micro_batch_tokens": 256, "sampling": SHORT}
 ON_POLICY = {"policy": "large", "data": "texts"}
 CASES: dict[str, tuple[str, BaseModel, dict[str, str]]] = {
