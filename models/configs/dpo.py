@@ -4,6 +4,7 @@ from pydantic import Field
 
 from models.configs.base import StageConfig
 from models.configs.checkpointing import CheckpointConfig
+from models.configs.lora import LoraSettings
 from models.configs.optimisation import OptimConfig
 
 
@@ -19,4 +20,5 @@ class DPOConfig(StageConfig):
     max_tokens: int = Field(
         default=1024, ge=8, description="Pairs longer than this, in tokens with both completions, are left out and counted."
     )
+    lora: LoraSettings = Field(default_factory=LoraSettings, description="Low-rank adapters instead of all weights.")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="How often to save for resume.")

@@ -11,6 +11,7 @@ from torch import Tensor
 from models.configs.dpo import DPOConfig
 from models.loading import load_policy, save_policy
 from models.logprobs import sequence_logps, token_logps
+from models.lora import add_adapters
 from models.losses.dpo import dpo_loss
 from models.losses.sums import Sums
 from models.run import Run
@@ -41,6 +42,7 @@ def train(config: DPOConfig, *, policy: Path, preferences: Path, seed: int, run:
     """
     pairs = read_pairs(preferences / "preferences.parquet", policy, config.max_tokens, run)
     model = load_policy(policy, run.device, trainable=True)
+    add_adapters(model, config.lora, seed)
     ref_logp_P2 = sequence_logps(model, pairs.groups, int(config.micro_batch_tokens * run.micro_batch_scale)).view(-1, 2)
     updates = updates_for(len(pairs.groups), config.batch_size, config.epochs, config.max_updates)
     algorithm = PreferenceOptimisation(model, pairs, ref_logp_P2, config, seed, run)

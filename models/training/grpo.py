@@ -14,7 +14,8 @@ from data.tables import read_table
 from data.templates import load_tokenizer
 from models.advantages import group_advantages
 from models.configs.grpo import GRPOConfig
-from models.loading import load_policy, save_policy
+from models.loading import load_policy, load_reference, save_policy
+from models.lora import add_adapters
 from models.losses.policy_gradient import clipped_surrogate, k3
 from models.losses.sums import Sums, masked
 from models.rendering import eos_ids
@@ -67,9 +68,10 @@ def train(config: GRPOConfig, *, policy: Path, data: Path, seed: int, run: Run, 
     tokenizer = load_tokenizer(policy)
     prompts = read_table(data / "prompts.parquet", Prompt)
     model = load_policy(policy, run.device, trainable=True)
+    add_adapters(model, config.lora, seed)
     score = reward_function(config.reward, tokenizer, reward, run.device)
     algorithm = GRPO(model, prompts, tokenizer, score, eos_ids(policy, tokenizer), config, seed, run)
-    algorithm.reference = load_policy(policy, run.device) if config.kl_coefficient else None
+    algorithm.reference = load_reference(model, policy, run.device) if config.kl_coefficient else None
     updates = config.iterations * config.updates_per_iteration
     loop = fit(run, algorithm, {"policy": Trainee(model, config.optim)}, updates, config.checkpoint)
     save_policy(model, policy, run.out)

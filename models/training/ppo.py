@@ -15,7 +15,8 @@ from data.templates import load_tokenizer
 from models.advantages import gae, token_rewards, whiten
 from models.configs.ppo import PPOConfig
 from models.heads import ScalarModel, load_scalar, new_scalar
-from models.loading import load_policy, save_policy
+from models.loading import load_policy, load_reference, save_policy
+from models.lora import add_adapters
 from models.losses.policy_gradient import clipped_surrogate, value_loss
 from models.losses.sums import Sums
 from models.rendering import eos_ids
@@ -68,9 +69,10 @@ def train(config: PPOConfig, *, policy: Path, data: Path, reward: Path, seed: in
     tokenizer = load_tokenizer(policy)
     prompts = read_table(data / "prompts.parquet", Prompt)
     model = load_policy(policy, run.device, trainable=True)
+    add_adapters(model, config.lora, seed)
     score = reward_function(config.reward, tokenizer, reward, run.device)
     algorithm = PPO(model, prompts, tokenizer, score, eos_ids(policy, tokenizer), config, seed, run)
-    algorithm.reference = load_policy(policy, run.device)
+    algorithm.reference = load_reference(model, policy, run.device)
     algorithm.critic = _critic(config, reward, policy, seed, run.device)
     trainees = {"policy": Trainee(model, config.optim), "value": Trainee(algorithm.critic, config.value_optim, "ppo")}
     updates = config.iterations * config.updates_per_iteration

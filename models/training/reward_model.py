@@ -13,6 +13,7 @@ from torch import Tensor
 from data.intervals import wilson
 from models.configs.reward_model import RewardModelConfig
 from models.heads import RewardRule, ScalarModel, new_scalar, save_scalar
+from models.lora import add_adapters
 from models.losses.reward_model import bradley_terry_loss
 from models.losses.sums import Sums
 from models.rewards import score_groups
@@ -44,6 +45,7 @@ def train(config: RewardModelConfig, *, policy: Path, preferences: Path, seed: i
     """
     pairs = read_pairs(preferences / "preferences.parquet", policy, config.max_tokens, run)
     model = new_scalar(policy, seed, run.device)
+    add_adapters(model.backbone, config.lora, seed)
     updates = updates_for(len(pairs.groups), config.batch_size, config.epochs, config.max_updates)
     loop = fit(run, BradleyTerry(model, pairs, config, seed, run), {"model": Trainee(model, config.optim)}, updates, config.checkpoint)
     model.requires_grad_(False)

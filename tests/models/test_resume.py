@@ -12,6 +12,7 @@ from models.configs.checkpointing import CheckpointConfig
 from models.configs.dpo import DPOConfig
 from models.configs.evaluation import EvaluateConfig
 from models.configs.grpo import GRPOConfig
+from models.configs.lora import LoraSettings
 from models.configs.optimisation import OptimConfig
 from models.configs.ppo import PPOConfig
 from models.configs.preferences import PreferencesConfig
@@ -24,6 +25,7 @@ EVERY_UPDATE = CheckpointConfig(every_s=0, every_updates=1)
 EVERY_OTHER = CheckpointConfig(every_s=0, every_updates=2)
 FAST = OptimConfig(learning_rate=1e-2)
 SHORT = SamplingConfig(max_tokens=6)
+ADAPTERS = LoraSettings(rank=2)
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,7 @@ CASES = {
         PREFERENCES,
         [("step:2", None), ("step:4", 2), ("stop:2", 4)],
     ),
-    "dpo": Case(
-        "models.training.dpo:train", DPOConfig(epochs=2, checkpoint=EVERY_OTHER, **BATCHES), HALF, [("stop:3", 3), ("step:2", 4)]
-    ),
+    "dpo": Case("models.training.dpo:train", DPOConfig(epochs=2, checkpoint=EVERY_OTHER, **BATCHES), HALF, [("stop:3", 3), ("step:2", 4)]),
     "rejection_sampling": Case(
         "models.training.rejection_sampling:train",
         RejectionSamplingConfig(epochs=2, checkpoint=EVERY_UPDATE, **BATCHES),
@@ -85,6 +85,14 @@ CASES = {
     "grpo, two updates a round": Case(
         "models.training.grpo:train",
         GRPOConfig(iterations=3, minibatches=2, samples_per_prompt=3, reward="reward_model", checkpoint=EVERY_UPDATE, **ROUNDS),
+        ON_POLICY | {"policy": "half"},
+        [("step:2", 1), ("rollout:1", 2), ("stop:1", 3)],
+    ),
+    "grpo, adapters": Case(
+        "models.training.grpo:train",
+        GRPOConfig(
+            iterations=3, minibatches=2, samples_per_prompt=3, reward="reward_model", lora=ADAPTERS, checkpoint=EVERY_UPDATE, **ROUNDS
+        ),
         ON_POLICY | {"policy": "half"},
         [("step:2", 1), ("rollout:1", 2), ("stop:1", 3)],
     ),
