@@ -39,11 +39,10 @@ def add_adapters(model: PreTrainedModel, settings: LoraSettings, seed: int) -> N
             f"lora.targets {settings.targets!r} means {', '.join(wanted)}, and {type(model).__name__} has no "
             f"{', '.join(sorted(set(wanted) - found))}: use a Llama-, Qwen- or Mistral-shaped model, or rank 0"
         )
-    model.requires_grad_(False)
     config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=wanted)  # pyright: ignore[reportArgumentType]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "lora"))
-        inject_adapter_in_model(config, model, ADAPTER)
+        inject_adapter_in_model(config, model, ADAPTER)  # which freezes all else
 
 
 def _adapted(model: nn.Module) -> list[tuple[str, Any]]:
@@ -74,7 +73,9 @@ def merge_adapters(model: nn.Module) -> None:
     """W + (alpha / rank) B A in place of each adapted layer, added in float32 and rounded once; nothing where there are none."""
     for name, layer in _adapted(model):
         weight = layer.base_layer.weight
-        weight.copy_(weight.to(torch.promote_types(weight.dtype, torch.float32)) + layer.get_delta_weight(ADAPTER))
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        b, a = (matrix[ADAPTER].weight.to(wide) for matrix in (layer.lora_B, layer.lora_A))
+        weight.copy_(weight.to(wide) + layer.scaling[ADAPTER] * b @ a)
         model.set_submodule(name, layer.base_layer)
 
 
