@@ -75,7 +75,7 @@ class DecodingConfig(StageConfig):
         """The settings of a row need not repeat its mode."""
         if not isinstance(values, dict):
             return values
-        defaults = {"prefix_reward": {"trained_on": "prefixes"}} | {mode: {"mode": mode} for mode in GUIDED}
+        defaults = {"prefix_reward": {"loss": "prefix_bradley_terry"}} | {mode: {"mode": mode} for mode in GUIDED}
         return values | {name: given | values[name] for name, given in defaults.items() if isinstance(values.get(name), dict)}
 
     @model_validator(mode="after")
@@ -88,8 +88,8 @@ class DecodingConfig(StageConfig):
             raise ValueError("evaluation.guidance is that of each row: set args, pargs, cd, farma, cards or best_of_n instead")
         if self.evaluation.sampling.temperature == 0:
             raise ValueError("evaluation.sampling.temperature 0: cards and best_of_n choose among samples, which are then equal; use 1.0")
-        if self.prefix_reward.trained_on != "prefixes":
-            raise ValueError("prefix_reward.trained_on must be prefixes: the model of whole completions is reward_model")
+        if self.prefix_reward.loss != "prefix_bradley_terry":
+            raise ValueError("prefix_reward.loss must be prefix_bradley_terry: the model of whole completions is reward_model")
         return self
 
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from data.packing import Group, Packed, pack, split_by_tokens
 from models.loading import copy_tokenizer, load_backbone
 from models.logprobs import hidden_states
+from models.lora import merge_adapters
 from models.seeds import derive_seed
 
 HEAD_FILE = "scalar_head.safetensors"
@@ -178,7 +179,8 @@ def new_token_reward(folder: Path, device: torch.device | str = "cpu") -> TokenR
 
 
 def save_scalar(model: HeadModel, parent: Path, out: Path) -> None:
-    """Backbone, head, reading rule, and the tokenizer with its chat template."""
+    """Backbone with adapters merged, head, reading rule, and the tokenizer with its chat template."""
+    merge_adapters(model.backbone)
     model.backbone.save_pretrained(out)
     save_file({name: t.contiguous() for name, t in model.head.state_dict().items()}, out / model.file)
     (out / RULE_FILE).write_text(json.dumps(asdict(model.rule)), encoding="utf-8")

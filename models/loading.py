@@ -8,6 +8,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from models.attention import NAME as ATTENTION
+from models.lora import WithoutAdapters, has_adapters, merge_adapters
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -42,9 +43,15 @@ def _ready(model: PreTrainedModel, device: torch.device | str, trainable: bool) 
     return model
 
 
+def load_reference(policy: PreTrainedModel, folder: Path, device: torch.device | str = "cpu") -> PreTrainedModel | WithoutAdapters:
+    """The policy as it came in: its own weights where it learns adapters beside them, else a second, frozen model from ``folder``."""
+    return WithoutAdapters(policy) if has_adapters(policy) else load_policy(folder, device)
+
+
 def save_policy(model: nn.Module, parent: Path, out: Path) -> None:
-    """Write weights and config; tokenizer and template are the parent's, byte for byte."""
+    """Write weights, adapters merged into them, and config; tokenizer and template are the parent's, byte for byte."""
     assert isinstance(model, PreTrainedModel)
+    merge_adapters(model)
     model.save_pretrained(out)
     copy_tokenizer(parent, out)
 

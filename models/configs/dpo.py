@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from models.configs.base import StageConfig
 from models.configs.checkpointing import CheckpointConfig
+from models.configs.lora import LoraSettings
 from models.configs.optimisation import OptimConfig
 
 DEFAULT_ALPHA = 0.5
@@ -79,6 +80,7 @@ class DPOConfig(PairLossConfig):
     max_tokens: int = Field(
         default=1024, ge=8, description="Pairs longer than this, in tokens with both completions, are left out and counted."
     )
+    lora: LoraSettings = Field(default_factory=LoraSettings, description="Low-rank adapters instead of all weights.")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="How often to save for resume.")
 
     @model_validator(mode="after")
@@ -87,4 +89,9 @@ class DPOConfig(PairLossConfig):
             raise ValueError(f"reference_sync_every {self.reference_sync_every} with loss {self.loss}, which has no reference: set it to 0")
         if self.reference_sync_share < 1 and not self.reference_sync_every:
             raise ValueError(f"reference_sync_share {self.reference_sync_share} without reference_sync_every: say after how many updates")
+        if self.reference_sync_every and self.lora.rank:
+            raise ValueError(
+                f"reference_sync_every {self.reference_sync_every} with lora.rank {self.lora.rank}: the reference has no adapters "
+                "that could follow; set one of the two to 0"
+            )
         return self

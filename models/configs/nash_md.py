@@ -32,4 +32,9 @@ class NashMDConfig(ClippedConfig):
     def _sync(self) -> "NashMDConfig":
         if self.reference_sync_share < 1 and not self.reference_sync_every:
             raise ValueError(f"reference_sync_share {self.reference_sync_share} without reference_sync_every: say after how many rounds")
+        if self.reference_sync_every and self.lora.rank:
+            raise ValueError(
+                f"reference_sync_every {self.reference_sync_every} with lora.rank {self.lora.rank}: the reference has no adapters "
+                "that could follow; set one of the two to 0"
+            )
         return self

@@ -4,6 +4,7 @@ from pydantic import Field, model_validator
 
 from models.configs.base import StageConfig
 from models.configs.checkpointing import CheckpointConfig
+from models.configs.lora import LoraSettings
 from models.configs.optimisation import OptimConfig
 from models.configs.rewards import RewardComponent, RewardSource
 from models.configs.sampling import SamplingConfig
@@ -27,6 +28,7 @@ class PolicyGradientConfig(StageConfig):
         default_factory=lambda: OptimConfig(learning_rate=2e-6, schedule="constant"), description="Optimiser of the policy."
     )
     micro_batch_tokens: int = Field(default=4096, ge=16, description="Tokens of a forward and backward pass.")
+    lora: LoraSettings = Field(default_factory=LoraSettings, description="Low-rank adapters instead of all weights of the policy.")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="How often to save for resume.")
 
     @model_validator(mode="after")

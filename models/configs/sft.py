@@ -6,11 +6,12 @@ from pydantic import Field
 
 from models.configs.base import StageConfig
 from models.configs.checkpointing import CheckpointConfig
+from models.configs.lora import LoraSettings
 from models.configs.optimisation import OptimConfig
 
 
 class SFTConfig(StageConfig):
-    """Imitation of demonstrations, full weights."""
+    """Imitation of demonstrations."""
 
     epochs: float = Field(default=1.0, gt=0, description="Passes over the demonstrations.")
     batch_size: int = Field(default=32, ge=1, description="Demonstrations an update.")
@@ -23,4 +24,5 @@ class SFTConfig(StageConfig):
         default=4096, ge=16, description="Tokens of a forward and backward pass; an update is as many passes as it takes."
     )
     max_tokens: int = Field(default=2048, ge=8, description="Demonstrations longer than this, in tokens, are left out and counted.")
+    lora: LoraSettings = Field(default_factory=LoraSettings, description="Low-rank adapters instead of all weights.")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="How often to save for resume.")

@@ -11,7 +11,7 @@ from torch import Tensor
 from models.advantages import explained_variance, reward_to_go
 from models.configs.reinforce import ActorCriticConfig
 from models.heads import ScalarModel
-from models.loading import load_policy, save_policy
+from models.loading import load_reference, save_policy
 from models.losses.policy_gradient import reinforce_loss, value_loss
 from models.losses.sums import Sums
 from models.run import Run
@@ -52,7 +52,7 @@ class ActorCritic(OnPolicy):
 def train(config: ActorCriticConfig, *, policy: Path, data: Path, seed: int, run: Run, reward: Path | None = None) -> dict[str, Any]:
     """Optimise ``policy`` on the prompts of ``data``, and its critic with it. The reference is the policy as it comes in."""
     algorithm = ActorCritic.load(config, policy=policy, data=data, reward=reward, seed=seed, run=run)
-    algorithm.reference = load_policy(policy, run.device) if config.kl_coefficient else None
+    algorithm.reference = load_reference(algorithm.policy, policy, run.device) if config.kl_coefficient else None
     algorithm.critic = new_critic(config.reward, config.value_head, reward, policy, seed, run.device)
     trainees = {"policy": Trainee(algorithm.policy, config.optim), "value": Trainee(algorithm.critic, config.value_optim, "ppo")}
     loop = fit(run, algorithm, trainees, config.iterations, config.checkpoint)

@@ -12,6 +12,7 @@ from torch import Tensor
 from models.configs.dpo import DPOConfig
 from models.loading import load_policy, save_policy
 from models.logprobs import sequence_logps, token_logps
+from models.lora import add_adapters
 from models.losses.dpo import Side, dpo_loss
 from models.losses.sums import Sums
 from models.run import Run
@@ -69,6 +70,7 @@ def train(config: DPOConfig, *, policy: Path, preferences: Path, seed: int, run:
     """
     pairs = read_pairs(preferences / "preferences.parquet", policy, config.max_tokens, run)
     model = load_policy(policy, run.device, trainable=True)
+    add_adapters(model, config.lora, seed)
     algorithm = PreferenceOptimisation(model, pairs, config, seed, run)
     if config.reference_sync_every:
         reference = load_policy(policy, run.device)

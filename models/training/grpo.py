@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.advantages import group_advantages, overlong
 from models.configs.grpo import GRPOConfig
-from models.loading import load_policy, save_policy
+from models.loading import load_reference, save_policy
 from models.losses.grpo import VARIANTS, Sizes, truncated_importance
 from models.losses.kl import KL_ESTIMATORS
 from models.losses.sums import Sums, masked
@@ -116,7 +116,7 @@ def _flat(drawn: Draw) -> Tensor:
 def train(config: GRPOConfig, *, policy: Path, data: Path, seed: int, run: Run, reward: Path | None = None) -> dict[str, Any]:
     """Optimise ``policy`` on the prompts of ``data``. The reference is the policy as it comes in."""
     algorithm = GRPO.load(config, policy=policy, data=data, reward=reward, seed=seed, run=run)
-    algorithm.reference = load_policy(policy, run.device) if config.kl_coefficient else None
+    algorithm.reference = load_reference(algorithm.policy, policy, run.device) if config.kl_coefficient else None
     updates = config.iterations * config.updates_per_iteration
     loop = fit(run, algorithm, {"policy": Trainee(algorithm.policy, config.optim)}, updates, config.checkpoint)
     save_policy(algorithm.policy, policy, run.out)

@@ -10,6 +10,7 @@ from data.packing import Group, Packed, pack, split_by_tokens
 from models.configs.sft import SFTConfig
 from models.loading import load_policy, save_policy
 from models.logprobs import token_logps
+from models.lora import add_adapters
 from models.losses.sft import sft_loss
 from models.losses.sums import Sums, mean_of
 from models.run import Run
@@ -53,6 +54,7 @@ class Imitation(Algorithm):
 def imitate(config: SFTConfig, parent: Path, groups: list[Group], seed: int, run: Run) -> dict[str, Any]:
     """Train the policy in ``parent`` on ``groups`` and write it to ``run.out``."""
     policy = load_policy(parent, run.device, trainable=True)
+    add_adapters(policy, config.lora, seed)
     updates = updates_for(len(groups), config.batch_size, config.epochs, config.max_updates)
     algorithm = Imitation(policy, groups, config, seed, run.micro_batch_scale)
     loop = fit(run, algorithm, {"policy": Trainee(policy, config.optim)}, updates, config.checkpoint)

@@ -19,6 +19,7 @@ from models.configs.nash_md import NashMDConfig
 from models.duels import Duel, duel_function
 from models.generation import generate
 from models.loading import load_policy, save_policy
+from models.lora import add_adapters
 from models.losses.policy_gradient import clipped_surrogate
 from models.losses.sums import Sums
 from models.mixture import GeometricMixture
@@ -116,6 +117,7 @@ def train(config: NashMDConfig, *, policy: Path, data: Path, seed: int, run: Run
     tokenizer = load_tokenizer(policy)
     prompts = read_table(data / "prompts.parquet", Prompt)
     model = load_policy(policy, run.device, trainable=True)
+    add_adapters(model, config.lora, seed)
     duel = duel_function(config.reward, tokenizer, reward, run.device)
     reference = MovingReference(load_policy(policy, run.device), model, config.reference_sync_every, config.reference_sync_share)
     algorithm = NashMD(model, prompts, tokenizer, duel, reference, eos_ids(policy, tokenizer), config, seed, run)

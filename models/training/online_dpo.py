@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data.packing import Group
 from models.configs.online_dpo import OnlineDPOConfig
-from models.loading import load_policy, save_policy
+from models.loading import load_reference, save_policy
 from models.losses.dpo import Side, dpo_loss
 from models.losses.sums import Sums
 from models.run import Run
@@ -75,7 +75,7 @@ def keep_pairs(rollout: Rollout) -> None:
 def train(config: OnlineDPOConfig, *, policy: Path, data: Path, seed: int, run: Run, reward: Path | None = None) -> dict[str, Any]:
     """Optimise ``policy`` on the prompts of ``data``. The reference is the policy as it comes in; a loss without one loads none."""
     algorithm = OnlineDPO.load(config, policy=policy, data=data, reward=reward, seed=seed, run=run)
-    algorithm.reference = load_policy(policy, run.device) if config.preference.has_reference else None
+    algorithm.reference = load_reference(algorithm.policy, policy, run.device) if config.preference.has_reference else None
     updates = config.iterations * config.updates_per_iteration
     loop = fit(run, algorithm, {"policy": Trainee(algorithm.policy, config.optim)}, updates, config.checkpoint)
     save_policy(algorithm.policy, policy, run.out)

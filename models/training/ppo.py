@@ -12,7 +12,7 @@ from torch import Tensor
 from models.advantages import explained_variance, gae, scale_rewards, token_rewards, whiten
 from models.configs.ppo import PPOConfig
 from models.heads import ScalarModel
-from models.loading import load_policy, save_policy
+from models.loading import load_reference, save_policy
 from models.losses.policy_gradient import clipped_surrogate, value_loss
 from models.losses.sums import Sums
 from models.run import Run
@@ -102,7 +102,7 @@ def train(config: PPOConfig, *, policy: Path, data: Path, seed: int, run: Run, r
     if isinstance(algorithm, PPOWithDemonstrations):
         shown = read_demonstrations(config, policy, data, run)
         algorithm.demonstrations = Demonstrations(algorithm.policy, shown, config, algorithm.max_tokens, seed)
-    algorithm.reference = load_policy(policy, run.device)
+    algorithm.reference = load_reference(algorithm.policy, policy, run.device)
     algorithm.critic = new_critic(config.reward, config.value_head, reward, policy, seed, run.device)
     trainees = {"policy": Trainee(algorithm.policy, config.optim), "value": Trainee(algorithm.critic, config.value_optim, "ppo")}
     updates = config.iterations * config.updates_per_iteration

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.advantages import BASELINES, MovingAverage, token_rewards
 from models.configs.reinforce import ReinforceConfig
-from models.loading import load_policy, save_policy
+from models.loading import load_reference, save_policy
 from models.losses.policy_gradient import reinforce_loss
 from models.losses.sums import Sums
 from models.run import Run
@@ -69,7 +69,7 @@ def priced_rewards(algorithm: Any, rollout: Rollout) -> Tensor:
 def train(config: ReinforceConfig, *, policy: Path, data: Path, seed: int, run: Run, reward: Path | None = None) -> dict[str, Any]:
     """Optimise ``policy`` on the prompts of ``data``. The reference is the policy as it comes in."""
     algorithm = Reinforce.load(config, policy=policy, data=data, reward=reward, seed=seed, run=run)
-    algorithm.reference = load_policy(policy, run.device) if config.kl_coefficient else None
+    algorithm.reference = load_reference(algorithm.policy, policy, run.device) if config.kl_coefficient else None
     loop = fit(run, algorithm, {"policy": Trainee(algorithm.policy, config.optim)}, config.iterations, config.checkpoint)
     save_policy(algorithm.policy, policy, run.out)
     return {"updates": config.iterations, "prompts": len(algorithm.prompts), "skipped_updates": loop.skipped}

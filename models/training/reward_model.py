@@ -18,6 +18,7 @@ from models.calibration import REPORT_FILE, calibration_metrics, judge_probabili
 from models.configs.guidance import TokenRewardConfig
 from models.configs.reward_model import RewardModelConfig
 from models.heads import HeadModel, RewardRule, ScalarModel, new_scalar, save_scalar
+from models.lora import add_adapters
 from models.losses.guidance import prefix_bradley_terry_loss
 from models.losses.rankings import centring_penalty, k_wise_loss
 from models.losses.reward_model import bradley_terry_loss
@@ -100,6 +101,7 @@ def train(config: RewardModelConfig, *, policy: Path, preferences: Path, seed: i
     held-out pairs, of all and by subset.
     """
     model = new_scalar(policy, seed, run.device)
+    add_adapters(model.backbone, config.lora, seed)
     algorithm, groups, comparisons = _algorithm(config, model, policy, preferences, seed, run)
     check_completions_end(groups, eos_ids(policy, load_tokenizer(policy)))
     updates = updates_for(len(groups), config.batch_size, config.epochs, config.max_updates)

@@ -20,6 +20,7 @@ from models.configs.policy_gradient import PolicyGradientConfig
 from models.generation import Completion, generate
 from models.loading import load_policy
 from models.logprobs import token_logps
+from models.lora import add_adapters
 from models.losses.sums import Sums, masked
 from models.rendering import eos_ids
 from models.rewards import RewardFunction, Scored, reward_of
@@ -118,6 +119,7 @@ class OnPolicy(Algorithm):
         tokenizer = load_tokenizer(policy)
         prompts = read_table(data / "prompts.parquet", Prompt)
         model = load_policy(policy, run.device, trainable=True)
+        add_adapters(model, config.lora, seed)
         score = reward_of(config, tokenizer, policy, reward, run.device)
         return cls(model, prompts, tokenizer, score, eos_ids(policy, tokenizer), config, seed, run)
 

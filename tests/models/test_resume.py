@@ -16,6 +16,7 @@ from models.configs.grpo import GRPOConfig
 from models.configs.guidance import PrefixValueConfig, TokenRewardConfig
 from models.configs.kto import KTOConfig
 from models.configs.kwise_dpo import KWiseDPOConfig
+from models.configs.lora import LoraSettings
 from models.configs.nash_md import NashMDConfig
 from models.configs.online_dpo import OnlineDPOConfig
 from models.configs.online_rejection_sampling import OnlineRejectionSamplingConfig
@@ -33,6 +34,7 @@ EVERY_UPDATE = CheckpointConfig(every_s=0, every_updates=1)
 EVERY_OTHER = CheckpointConfig(every_s=0, every_updates=2)
 FAST = OptimConfig(learning_rate=1e-2)
 SHORT = SamplingConfig(max_tokens=6)
+ADAPTERS = LoraSettings(rank=2)
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,14 @@ CASES = {
         ),
         ON_POLICY | {"policy": "half"},
         [("step:2", 1), ("rollout:1", 2), ("save:1", 2), ("stop:1", 3)],
+    ),
+    "grpo, adapters": Case(
+        "models.training.grpo:train",
+        GRPOConfig(
+            iterations=3, minibatches=2, samples_per_prompt=3, reward="reward_model", lora=ADAPTERS, checkpoint=EVERY_UPDATE, **ROUNDS
+        ),
+        ON_POLICY | {"policy": "half"},
+        [("step:2", 1), ("rollout:1", 2), ("stop:1", 3)],
     ),
     "preferences": Case(
         "models.preferences:collect",
