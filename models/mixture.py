@@ -19,7 +19,7 @@ class GeometricMixture(Guide):
     By hand, share 0.5: probabilities (0.8, 0.2) and (0.2, 0.8) mix to (0.5, 0.5). Share 0 is the policy, 1 the other one. At a sampling
     temperature both are tempered before they are mixed.
 
-    Source: Munos et al. 2024, equation 8, token by token as in its section 7.
+    Source: Munos et al. 2024, the mixture of Nash-MD, token by token as in its Nash-MD-PG.
     """
 
     def __init__(self, other: PreTrainedModel, share: float):

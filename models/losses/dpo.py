@@ -130,7 +130,7 @@ def conservative_loss(z_P: Tensor, chosen: Side, knobs: PairLossConfig) -> Tenso
 def robust_loss(z_P: Tensor, chosen: Side, knobs: PairLossConfig) -> Tensor:
     """[-(1 - e) log sigmoid(z) + e log sigmoid(-z)] / (1 - 2e): its mean over labels flipped with probability e is DPO's on true labels.
 
-    By hand, z = 1 and e = 0.1: (0.9 * 0.313262 - 0.1 * 1.313262) / 0.8 = 0.188262. Source: Chowdhury et al. 2024 (rDPO), equation 12.
+    By hand, z = 1 and e = 0.1: (0.9 * 0.313262 - 0.1 * 1.313262) / 0.8 = 0.188262. Source: Chowdhury et al. 2024 (rDPO).
     """
     e = knobs.label_smoothing
     return (-(1 - e) * F.logsigmoid(z_P) + e * F.logsigmoid(-z_P)) / (1 - 2 * e)
@@ -139,7 +139,7 @@ def robust_loss(z_P: Tensor, chosen: Side, knobs: PairLossConfig) -> Tensor:
 def ipo_loss(z_P: Tensor, chosen: Side, knobs: PairLossConfig) -> Tensor:
     """(h - 1 / (2 beta))^2 with the difference h = z / beta of the log-ratios: it stops widening at a gap of 1 / (2 beta) nats.
 
-    The log-ratios are those of whole completions, as in the paper; ``length_normalised`` gives the form of averages that some codes have.
+    The log-ratios are those of whole completions, as the paper writes them; ``length_normalised`` takes means per token, as TRL does.
     By hand, h = 1 and beta 0.1: (1 - 5)^2 = 16. Source: Azar et al. 2023, equation 17.
     """
     return (z_P / knobs.beta - 1 / (2 * knobs.beta)) ** 2

@@ -26,7 +26,7 @@ def kto_loss(
         knobs: beta and the weights.
         completions: completions of the whole batch, all micro-batches together.
 
-    Source: Ethayarajh et al. 2024, equations 7 and 8.
+    Source: Ethayarajh et al. 2024, the KTO loss of section 4.
     """
     ratio_C = logp_C - ref_logp_C
     sign_C = desirable_C.to(ratio_C.dtype) * 2 - 1
@@ -47,6 +47,6 @@ def kto_loss(
 def reference_point(logp_C: Tensor, ref_logp_C: Tensor) -> float:
     """z0 = max(0, mean of log pi/pi_ref over completions of other prompts): an estimate of the KL that costs no sampling.
 
-    By hand: log-ratios (3, -1) give 1, (-3, 1) give 0. Source: Ethayarajh et al. 2024, section 4.1.
+    By hand: log-ratios (3, -1) give 1, (-3, 1) give 0. Source: Ethayarajh et al. 2024, section 4.
     """
     return max(0.0, float((logp_C - ref_logp_C).double().mean()))

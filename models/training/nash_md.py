@@ -77,7 +77,7 @@ class NashMD(OnPolicy):
     def prepare(self, rollout: Rollout) -> None:
         """Advantages P - 1/2 at the end of each completion, minus what the rest of it costs in KL.
 
-        Source: Munos et al. 2024, section 7: the gradient of E[P - tau log(pi / mu)], of which each token gets what comes after it.
+        Source: Munos et al. 2024, Nash-MD-PG: the gradient of E[P - tau log(pi / mu)], of which each token gets what comes after it.
         """
         mask_CT = rollout.tensors["mask"]
         logp_CT = self.per_token(rollout, self.logps(self.policy))

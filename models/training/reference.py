@@ -13,7 +13,7 @@ class MovingReference:
     The mixture is kept in float32, since small shares are lost to the rounding of half precision.
     By hand, share 0.25: a weight of 1 in the reference and 2 in the policy becomes 1.25.
 
-    Source: Gorbatovski et al. 2024 (TR-DPO), equations 5 and 6.
+    Source: Gorbatovski et al. 2024 (TR-DPO): its hard update at share 1, its soft one below.
     """
 
     def __init__(self, model: PreTrainedModel, policy: PreTrainedModel, every: int, share: float):

@@ -176,7 +176,7 @@ def test_at_the_reference_dpo_is_log_2():
 
 
 def test_robust_loss_is_unbiased_under_flipped_labels():
-    """(1 - e) L(w, l) + e L(l, w) is plain DPO's loss on the true label (Chowdhury 2024, lemma 3.1)."""
+    """(1 - e) L(w, l) + e L(l, w) is plain DPO's loss on the true label (Chowdhury 2024)."""
     w, l = sides(*random_pairs())  # noqa: E741
     knobs = PairLossConfig(loss="robust", label_smoothing=0.3)
     noisy = 0.7 * dpo_loss(w, l, knobs, P)[0] + 0.3 * dpo_loss(l, w, knobs, P)[0]
