@@ -201,6 +201,18 @@ def test_groups_without_spread_are_replaced_while_draws_are_left(make: Callable)
     assert len(algorithm.rollout.groups) == 4 and len(algorithm.rollout.tensors["score"]) == 12
 
 
+def test_a_prompt_that_is_drawn_again_is_sampled_anew(make: Callable):
+    algorithm = make(
+        Spread([[True, True], [True, True], [False] * 4]), dynamic_sampling_rounds=2, kl_coefficient=0.0, prompts_per_iteration=2
+    )
+    algorithm.prompts, algorithm.prompt_ids = algorithm.prompts[:1], algorithm.prompt_ids[:1]
+    drawn = []
+    draw = algorithm.draw
+    algorithm.draw = lambda *args: drawn.append(draw(*args)) or drawn[-1]
+    algorithm.batches(0)
+    assert len({str([group.completions for group in part.groups]) for part in drawn}) == 3
+
+
 def test_no_draw_is_wasted_where_all_groups_have_spread(make: Callable):
     reward = Spread([[True, False, False, False], [False]])
     algorithm = make(reward, dynamic_sampling_rounds=9, kl_coefficient=0.0)
@@ -317,7 +329,7 @@ def test_without_the_division_the_optimum_is_the_reference_tilted_by_the_reward(
     optim = OptimConfig(learning_rate=2e-2, schedule="linear", final_rate_share=0.02, warmup_share=0, beta2=0.95)
     shape = {
         "prompts_per_iteration": 1,
-        "samples_per_prompt": 384,
+        "samples_per_prompt": 256,
         "iterations": 40,
         "optim": optim,
         "reward": "weighted",

@@ -237,7 +237,7 @@ def test_the_optimum_is_the_reference_tilted_by_the_reward(bandit: Path, run: Ru
     monkeypatch.syspath_prepend(tmp_path)
     rewards = (RewardComponent(name="grade", source="callable", callable="bandit_grades_of_ppo:grade"),)
     slowing = OptimConfig(learning_rate=2e-2, schedule="linear", final_rate_share=0.01, warmup_share=0, beta2=0.95)
-    shape = {"prompts_per_iteration": 1, "samples_per_prompt": 384, "iterations": 30, "optim": slowing, "value_optim": slowing}
+    shape = {"prompts_per_iteration": 1, "samples_per_prompt": 256, "iterations": 24, "optim": slowing, "value_optim": slowing}
     config = PPOConfig(**BANDIT | shape | {"reward": "weighted"}, rewards=rewards, kl_coefficient=0.7)
     ppo.train(config, policy=bandit, data=bandit, seed=0, run=run)
     wanted = (chances(bandit).log() + torch.tensor(GRADES) / 0.7).softmax(-1)

@@ -11,16 +11,24 @@ import torch
 from torch import Tensor
 
 from data.packing import Group, pack
+from data.records import Prompt
+from data.tables import read_table
 from models.advantages import BASELINES, MovingAverage, explained_variance, reward_to_go
 from models.configs.optimisation import OptimConfig
 from models.configs.reinforce import ActorCriticConfig, ReinforceConfig
 from models.configs.rewards import RewardComponent
 from models.configs.sampling import SamplingConfig
+from models.heads import load_scalar
 from models.loading import load_policy
 from models.logprobs import token_logps
 from models.losses.policy_gradient import reinforce_loss
+from models.losses.sums import merge
+from models.rewards import Scored
 from models.run import Run
 from models.training import actor_critic, reinforce
+from models.training.actor_critic import ActorCritic
+from models.training.reinforce import Reinforce
+from models.training.rollout import OnPolicy
 
 FAST = OptimConfig(learning_rate=3e-2, schedule="constant", warmup_share=0)
 ROUND = {"prompts_per_iteration": 4, "samples_per_prompt": 8, "iterations": 14, "optim": FAST, "sampling": SamplingConfig(max_tokens=1)}
@@ -131,6 +139,69 @@ def test_the_loss_against_numpy_and_cut_in_two():
     assert torch.autograd.gradcheck(lambda x: reinforce_loss(x, advantage, MASK, 3)[0], logp)
 
 
+# The stages
+
+LONG: Any = {"prompts_per_iteration": 4, "samples_per_prompt": 3, "micro_batch_tokens": 40, "kl_coefficient": 0.3}
+
+
+def made(kind: type[OnPolicy], config: Any, base: Path, other: Path, tables: Path, tokenizer: Any, run: Run) -> Any:
+    """An algorithm whose reference is another policy than the one that learns, and whose reward knows the order of samples."""
+
+    def score(prompts: Any, groups: Any) -> Scored:
+        return Scored([[g * g + 0.5 * p for g in range(len(group.completions))] for p, group in enumerate(groups)])
+
+    prompts = read_table(tables / "prompts.parquet", Prompt)
+    algorithm: Any = kind(load_policy(base, trainable=True), prompts, tokenizer, score, list(range(0, 259, 5)), config, 5, run)
+    algorithm.reference = load_policy(other)
+    return algorithm
+
+
+def one_by_one(model: Any, rollout: Any) -> list[Tensor]:
+    """Log-probabilities of each completion of a round, each on its own, at the sampling temperature."""
+    every = [pack([Group(group.prompt, [c])]) for group in rollout.groups for c in group.completions]
+    return [token_logps(model, packed, 0.8)[0].detach() for packed in every]
+
+
+def test_reinforce_is_its_formula(base: Path, other: Path, tables: Path, tokenizer: Any, run: Run):
+    """-1/C sum_i (R_i - mean of the others) sum_t logp with R = score - 0.3 sum_t (logp - ref), over several micro-batches."""
+    config = ReinforceConfig(**LONG, sampling=SamplingConfig(temperature=0.8, max_tokens=6))
+    algorithm = made(Reinforce, config, base, other, tables, tokenizer, run)
+    batches = algorithm.batches(0)
+    logps, refs = (one_by_one(model, algorithm.rollout) for model in (algorithm.policy, algorithm.reference))
+    kl = [float((logp - ref).sum()) for logp, ref in zip(logps, refs, strict=True)]
+    reward_PG = np.array([g * g + 0.5 * p for p in range(4) for g in range(3)]).reshape(4, 3) - 0.3 * np.array(kl).reshape(4, 3)
+    advantage = [row[g] - np.delete(row, g).mean() for row in reward_PG for g in range(3)]
+    wanted = -sum(a * float(logp.sum()) for a, logp in zip(advantage, logps, strict=True)) / 12
+    assert len(batches) > 1
+    assert sum(float(algorithm.loss(batch)[0].detach()) for batch in batches) == pytest.approx(wanted, rel=1e-4)
+    assert algorithm.rollout.metrics["train/kl_nats"] == pytest.approx(np.mean(kl), rel=1e-4)
+    assert algorithm.rollout.metrics["reinforce/reward"] == pytest.approx(reward_PG.mean(), rel=1e-4)
+
+
+def test_the_actor_critic_is_its_formula(base: Path, other: Path, reward_folder: Path, tables: Path, tokenizer: Any, run: Run):
+    """-1/C sum_it (G_t - V_t) logp_t + 0.7 * mean over tokens of 1/2 (V_t - G_t)^2, gamma 0.9."""
+    shape: Any = {"discount": 0.9, "value_coefficient": 0.7, "sampling": SamplingConfig(temperature=0.8, max_tokens=6)}
+    algorithm = made(ActorCritic, ActorCriticConfig(**LONG, **shape), base, other, tables, tokenizer, run)
+    algorithm.critic = load_scalar(reward_folder, trainable=True)
+    batches = algorithm.batches(0)
+    rollout = algorithm.rollout
+    logps, refs = (one_by_one(model, rollout) for model in (algorithm.policy, algorithm.reference))
+    every = [pack([Group(group.prompt, [c])]) for group in rollout.groups for c in group.completions]
+    values = [algorithm.critic.before_tokens(packed).detach().numpy() for packed in every]
+    actor, errors = 0.0, []
+    for i, (logp, ref, value) in enumerate(zip(logps, refs, values, strict=True)):
+        reward = -0.3 * (logp - ref).numpy()
+        reward[-1] += (i % 3) ** 2 + 0.5 * (i // 3)
+        to_go = np.array([sum(0.9 ** (j - t) * reward[j] for j in range(t, len(reward))) for t in range(len(reward))])
+        actor -= float(((to_go - value) * logp.numpy()).sum()) / 12
+        errors += list(0.5 * (value - to_go) ** 2)
+    found = [algorithm.loss(batch) for batch in batches]
+    assert len(found) > 1
+    assert sum(float(loss.detach()) for loss, _ in found) == pytest.approx(actor + 0.7 * float(np.mean(errors)), rel=1e-4)
+    metrics = merge(sums for _, sums in found)
+    assert metrics["train/loss"] == pytest.approx(actor, rel=1e-4) and metrics["ppo/value_loss"] == pytest.approx(np.mean(errors), rel=1e-4)
+
+
 # Learning
 
 
@@ -171,12 +242,12 @@ def regularised_optimum(bandit: Path, beta: float) -> Tensor:
 
 
 SLOWING = OptimConfig(learning_rate=2e-2, schedule="linear", final_rate_share=0.02, warmup_share=0, beta2=0.95)
-MANY = {"prompts_per_iteration": 1, "samples_per_prompt": 384, "optim": SLOWING, "sampling": SamplingConfig(max_tokens=1)}
+MANY = {"prompts_per_iteration": 1, "samples_per_prompt": 256, "optim": SLOWING, "sampling": SamplingConfig(max_tokens=1)}
 
 
 @pytest.mark.parametrize("stage", ["leave_one_out", "moving_average", "actor_critic"])
 def test_with_a_price_of_kl_the_optimum_is_the_reference_tilted_by_the_reward(stage: Any, bandit: Path, run: Run, graded: dict[str, Any]):
-    shape = MANY | graded | {"kl_coefficient": 0.7, "iterations": 40}
+    shape = MANY | graded | {"kl_coefficient": 0.7, "iterations": 28}
     if stage == "actor_critic":
         actor_critic.train(ActorCriticConfig(**shape, value_optim=SLOWING), policy=bandit, data=bandit, seed=0, run=run)
     else:
