@@ -142,6 +142,24 @@ def test_a_function_picks_without_a_truth(base: Path, tables: Path, run: Run, re
     assert "true_score" not in found["curve"][0] and "true_score_gain" not in meta and len(found["rows"]) == 2
 
 
+def wrong_judge(prompt: Any, text: str) -> float:
+    return float(text != prompt.answer)
+
+
+def test_a_scorer_that_is_wrong_makes_the_true_score_fall(
+    bandit: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, journal: Callable
+):
+    write_table(tmp_path / "test_prompts.parquet", [Prompt(f"p{i}", "bandit", (Message("user", "a"),), "b", "exact") for i in range(8)])
+    monkeypatch.setattr(models.seeds, "wrong_judge", wrong_judge, raising=False)
+    short = SamplingConfig(max_tokens=1)
+    config = BestOfNConfig(pick="callable", judge_callable="models.seeds:wrong_judge", samples=16, sampling=short, resamples=100)
+    best_of_n(config, policy=bandit, data=tmp_path, seed=0, run=run)
+    curve = [metrics for _, metrics in journal(run)]
+    assert curve[0]["best_of_n/true_score"] > 0.1 and curve[-1]["best_of_n/true_score"] == 0.0
+    assert curve[-1]["best_of_n/score"] == 1.0 and curve[-1]["best_of_n/oracle_score"] > 0.8
+    assert curve[0]["best_of_n/true_score_low"] < curve[0]["best_of_n/true_score"] < curve[0]["best_of_n/true_score_high"]
+
+
 @pytest.mark.parametrize(
     ("settings", "fault"),
     [

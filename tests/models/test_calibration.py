@@ -38,6 +38,7 @@ def test_brier_by_hand():
         ([0.0, 0.0], 1.0),  # sure, and wrong
         ([0.5, 0.5], 0.0),  # a coin that says so
         ([0.62, 0.62, 0.38, 0.97], (3 * abs(2 / 3 - 0.62) + 0.03) / 4),
+        ([0.75, 0.28], 0.235),  # bins are closed above: 0.75 and 0.72 share one, half right
         ([0.92, 0.98], 0.05),  # two bins: 0.08 and 0.02, half the pairs each
     ],
 )

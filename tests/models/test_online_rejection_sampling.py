@@ -137,6 +137,15 @@ def test_the_minibatches_of_a_round_see_each_kept_completion_once_an_epoch(bandi
     assert own.extra_metrics(0) == own.metrics and own.extra_metrics(3) == {}
 
 
+def test_each_round_samples_anew(bandit: Path, run: Run):
+    own = algorithm(bandit, run, config(keep_unfinished=True, select="top_k_overall", keep=32), [[1.0] * 8] * 4)
+    drawn = []
+    for update in (0, 1, 0):
+        own.batches(update)
+        drawn.append([list(group.completions[0]) for group in own.groups])
+    assert drawn[0] == drawn[2] != drawn[1]
+
+
 def test_a_round_without_anything_good_changes_nothing(bandit: Path, run: Run, journal: Callable):
     settings = config(rounds=2, min_score=2.0)
     online_rejection_sampling.train(settings, policy=bandit, data=bandit, seed=0, run=run)

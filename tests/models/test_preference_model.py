@@ -109,6 +109,12 @@ def test_on_disk_it_is_neither_a_policy_nor_a_reward_model(base: Path, reward_fo
         load_preference(reward_folder)
 
 
+def test_it_is_not_trained_where_no_sampled_completion_ends(bandit: Path, circle: Path, run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(preference_model, "eos_ids", lambda folder, tokenizer: [4])
+    with pytest.raises(ValueError, match=r"ends in token 0, not in an end-of-turn token \(\[4\]\)"):
+        preference_model.train(PreferenceModelConfig(), policy=bandit, preferences=circle, seed=0, run=run)
+
+
 # Rock, paper, scissors
 
 

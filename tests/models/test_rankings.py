@@ -159,6 +159,16 @@ def test_a_completion_without_its_end_is_refused():
         check_completions_end([Group([1], [[2, 0]]), Group([1], [[2, 0], [3]])], [0])
 
 
+@pytest.mark.parametrize("loss", ["bradley_terry", "k_wise"])
+def test_a_reward_model_is_not_trained_where_no_sampled_completion_ends(
+    bandit: Path, strengths: Path, run: Run, monkeypatch: pytest.MonkeyPatch, loss: Literal["bradley_terry", "k_wise"]
+):
+    write_table(strengths / "preferences.parquet", [Preference("c", "toy", QUESTION, "b", "c")])
+    monkeypatch.setattr(reward_model, "eos_ids", lambda folder, tokenizer: [4])
+    with pytest.raises(ValueError, match=r"ends in token 0, not in an end-of-turn token \(\[4\]\)"):
+        reward_model.train(RewardModelConfig(loss=loss), policy=bandit, preferences=strengths, seed=0, run=run)
+
+
 # What is learned
 
 
