@@ -330,7 +330,7 @@ def test_without_the_division_the_optimum_is_the_reference_tilted_by_the_reward(
     shape = {
         "prompts_per_iteration": 1,
         "samples_per_prompt": 256,
-        "iterations": 40,
+        "iterations": 28,
         "optim": optim,
         "reward": "weighted",
         "rewards": rewards,
