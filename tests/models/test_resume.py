@@ -68,7 +68,7 @@ CASES = {
         "models.training.reward_model:train",
         RewardModelConfig(loss="k_wise", centring_coefficient=0.1, epochs=2, checkpoint=EVERY_OTHER, **BATCHES),
         PREFERENCES,
-        [("step:2", None), ("stop:3", 3)],
+        [("step:2", None), ("stop:2", 2)],
     ),
     "preference_model": Case(
         "models.training.preference_model:train",
@@ -80,7 +80,7 @@ CASES = {
         "models.training.kwise_dpo:train",
         KWiseDPOConfig(epochs=2, checkpoint=EVERY_OTHER, **BATCHES),
         HALF,
-        [("step:2", None), ("stop:3", 3)],
+        [("step:2", None), ("stop:2", 2)],
     ),
     "dpo": Case("models.training.dpo:train", DPOConfig(epochs=2, checkpoint=EVERY_OTHER, **BATCHES), HALF, [("stop:3", 3), ("step:2", 4)]),
     "rejection_sampling": Case(
