@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from models.configs.base import StageConfig, operational
 
@@ -21,3 +21,9 @@ class EnsembleConfig(StageConfig):
     max_tokens: int = Field(
         default=1024, ge=8, description="Held-out pairs longer than this, in tokens with both completions, are left out."
     )
+
+    @model_validator(mode="after")
+    def _coefficient_is_read(self) -> "EnsembleConfig":
+        if self.aggregate != "uncertainty" and self.coefficient != 1.0:
+            raise ValueError(f"coefficient {self.coefficient} is not read by aggregate {self.aggregate}: use uncertainty, or leave it out")
+        return self

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from data.packing import Group, Packed, pack, split_by_tokens
-from data.records import Ranking
+from data.records import Preference, Ranking, normalised_text
 from data.tables import read_table
 from data.templates import load_tokenizer
 from models.rendering import drop_long, ranking_group
@@ -70,7 +70,9 @@ def ordered_pairs(ranking: Ranking) -> list[Pair]:
 
 
 def read_rankings(folder: Path, policy: Path, max_tokens: int, run: Run) -> Rankings:
-    """Rankings of ``folder``, rendered with the tokenizer of ``policy``. Those that order nothing are left out and counted.
+    """Rankings of ``folder``, rendered with the tokenizer of ``policy``.
+
+    Those that order nothing are left out and counted, and so are those of prompts with held-out pairs, on which a reward model is measured.
 
     Raises:
         ValueError: the folder holds pairs only, a ranking has fewer than two completions, or all are tied.
@@ -81,7 +83,7 @@ def read_rankings(folder: Path, policy: Path, max_tokens: int, run: Run) -> Rank
             f"{folder} holds pairs (preferences.parquet) and no rankings: use the pairwise loss (reward_model loss bradley_terry, or the "
             "stage dpo), or give data with rankings.parquet (curate.rankings, or the stage collect_preferences)"
         )
-    records = read_table(path, Ranking)
+    records = _without_held_out(read_table(path, Ranking), folder / "test_preferences.parquet", run)
     lonely = next((r for r in records if len(r.completions) < 2), None)
     if lonely is not None:
         raise ValueError(f"ranking {lonely.id} has {len(lonely.completions)} completion: a ranking orders at least two; drop it")
@@ -97,6 +99,17 @@ def read_rankings(folder: Path, policy: Path, max_tokens: int, run: Run) -> Rank
     return Rankings(
         [groups[i] for i in kept], [ordered_pairs(ordered[i]) for i in kept], [0, *accumulate(sizes)][:-1], all(r.scores for r in ordered)
     )
+
+
+def _without_held_out(records: list[Ranking], table: Path, run: Run) -> list[Ranking]:
+    """Preference collection ranks the completions of all prompts and holds out some prompts' pairs."""
+    if not table.is_file():
+        return records
+    held_out = {normalised_text(pair.prompt) for pair in read_table(table, Preference)}
+    kept = [record for record in records if normalised_text(record.prompt) not in held_out]
+    if len(kept) < len(records):
+        run.log(f"{len(records) - len(kept)} of {len(records)} rankings are of prompts whose pairs are held out, and are left out")
+    return kept
 
 
 class RankingAlgorithm(Algorithm):

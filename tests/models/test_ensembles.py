@@ -108,6 +108,12 @@ def test_members_without_spread_are_refused(members: list[Path], run: Run, chose
         combine(EnsembleConfig(aggregate="worst"), members=[members[i] for i in chosen], seed=0, run=run)
 
 
+def test_a_coefficient_that_nothing_reads_is_refused():
+    with pytest.raises(ValueError, match=r"coefficient 0\.5 is not read by aggregate worst: use uncertainty"):
+        EnsembleConfig(aggregate="worst", coefficient=0.5)
+    assert EnsembleConfig(aggregate="uncertainty", coefficient=0.5).coefficient == 0.5
+
+
 def test_policies_and_strange_tokenizers_are_refused(members: list[Path], base: Path, bandit: Path, run: Run, tmp_path: Path):
     with pytest.raises(ValueError, match=r"has no scalar_head\.safetensors: members are artifacts of the reward_model stage"):
         combine(EnsembleConfig(), members=[members[0], base], seed=0, run=run)

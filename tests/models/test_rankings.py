@@ -169,6 +169,16 @@ def test_a_reward_model_is_not_trained_where_no_sampled_completion_ends(
         reward_model.train(RewardModelConfig(loss=loss), policy=bandit, preferences=strengths, seed=0, run=run)
 
 
+def test_rankings_of_held_out_prompts_are_not_trained_on(bandit: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Collection writes the rankings of all prompts, and holds out the pairs of some."""
+    elsewhere = Ranking("held", "toy", (Message("user", "b"),), ("c", "d"), (0, 1))
+    write_table(tmp_path / "rankings.parquet", [ranked(0, 1), elsewhere])
+    write_table(tmp_path / "test_preferences.parquet", [Preference("p", "toy", elsewhere.prompt, "c", "d")])
+    rankings = read_rankings(tmp_path, bandit, 99, run)
+    assert [list(group.prompt) for group in rankings.groups] == [[1]]
+    assert "1 of 2 rankings are of prompts whose pairs are held out" in capsys.readouterr().out
+
+
 # What is learned
 
 
@@ -211,8 +221,8 @@ def test_centring_alone_moves_the_mean_of_the_rewards(base: Path, tables: Path, 
     score_C = model.at_ends(batch.packed).detach()
     if isinstance(batch, RankedBatch):
         total_M = 2 * score_C.new_tensor([float(score_C[i] + score_C[j]) for i, j in zip(batch.better_M, batch.worse_M, strict=True)])
-        wanted = float((total_M * 0.5 * batch.weight_M).sum()) / 6
-        penalty = float((0.25 * (total_M / 2) ** 2 * batch.weight_M).sum()) / 6
+        wanted = float((total_M * 0.5 * batch.weight_M).sum()) / batch.prompts
+        penalty = float((0.25 * (total_M / 2) ** 2 * batch.weight_M).sum()) / batch.prompts
     else:
         wanted, penalty = float(score_C.view(-1, 2).sum(-1).mean()), float((0.25 * score_C.view(-1, 2).sum(-1) ** 2).mean())
     assert parts[0.0][0] == pytest.approx(0, abs=1e-6) and parts[0.25][0] == pytest.approx(wanted, abs=1e-5)

@@ -89,7 +89,7 @@ CASES = {
         "models.training.reward_model:train",
         RewardModelConfig(loss="k_wise", centring_coefficient=0.1, epochs=2, checkpoint=EVERY_OTHER, **BATCHES),
         PREFERENCES,
-        [("step:2", None), ("stop:3", 3)],
+        [("step:2", None), ("stop:2", 2)],
     ),
     "preference_model": Case(
         "models.training.preference_model:train",
@@ -101,7 +101,7 @@ CASES = {
         "models.training.kwise_dpo:train",
         KWiseDPOConfig(epochs=2, checkpoint=EVERY_OTHER, **BATCHES),
         HALF,
-        [("step:2", None), ("stop:3", 3)],
+        [("step:2", None), ("stop:2", 2)],
     ),
     "reward_model, prefixes": Case(
         "models.training.reward_model:train",
