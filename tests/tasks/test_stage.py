@@ -409,7 +409,7 @@ def test_too_little_memory_is_said_once_the_device_is_free(
     needed = type("Needed", (), {"total": 3 * 2**30})()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(stage_module, "shape_of", lambda folder: None)
-    monkeypatch.setattr(stage_module, "estimate", lambda name, config, shape: needed)
+    monkeypatch.setattr(stage_module, "estimate", lambda name, config, shape, lengths: needed)
     monkeypatch.setattr(stage_module, "available_bytes", lambda: 2 * 2**30)
     with pytest.raises(ValueError, match=r"train needs about 3\.0 GiB of memory and 2\.0 GiB are free"):
         call(stages.train, work.TrainConfig(), model, seed=0)
