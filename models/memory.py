@@ -154,9 +154,9 @@ def shape_for(config: BaseModelConfig) -> ModelShape | None:
 def lengths_of(*folders: Path) -> Lengths:
     """What the report of curated data says of its tables; the defaults where none of the folders has one."""
     for report in (folder / "report.json" for folder in folders):
-        if report.is_file():
-            tables = json.loads(report.read_text(encoding="utf-8"))["tables"].values()
-            longest = [max(int(table[f"{part}_tokens_max"]) for table in tables) for part in ("prompt", "completion")]
+        tables = json.loads(report.read_text(encoding="utf-8")).get("tables") if report.is_file() else None
+        if tables:  # a model's report has none
+            longest = [max(int(table[f"{part}_tokens_max"]) for table in tables.values()) for part in ("prompt", "completion")]
             return Lengths(*longest)
     return Lengths()
 

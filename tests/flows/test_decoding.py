@@ -52,7 +52,7 @@ def test_every_way_has_a_row_and_a_setting_reaches_its_own_alone(tmp_path: Path,
 
 def test_a_row_of_a_recipe_need_not_repeat_its_mode() -> None:
     config = DecodingConfig.model_validate({"args": {"weight": 3}, "prefix_reward": {"epochs": 2}})
-    assert (config.args.mode, config.args.weight, config.prefix_reward.trained_on) == ("args", 3, "prefixes")
+    assert (config.args.mode, config.args.weight, config.prefix_reward.loss) == ("args", 3, "prefix_bradley_terry")
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_row_of_a_recipe_need_not_repeat_its_mode() -> None:
         ({"args": {"mode": "cd"}}, "args.mode is 'cd'"),
         ({"evaluation": {"guidance": {"mode": "args"}}}, "evaluation.guidance is that of each row"),
         ({"evaluation": {"sampling": {"temperature": 0}}}, "cards and best_of_n choose among samples"),
-        ({"prefix_reward": {"trained_on": "completions"}}, "must be prefixes"),
+        ({"prefix_reward": {"loss": "bradley_terry"}}, "must be prefix_bradley_terry"),
     ],
 )
 def test_a_row_that_would_be_another_is_refused(settings: dict[str, Any], words: str) -> None:
