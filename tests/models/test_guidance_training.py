@@ -249,7 +249,7 @@ def test_the_constraint_compares_each_inner_prefix_with_its_continuations(base: 
 
 
 def test_both_losses_see_the_same_pairs_in_turn(base: Path, run: Run):
-    pairs = Pairs([Group([i], [[7, 8], [9]]) for i in range(1, 9)], torch.zeros(8))
+    pairs = Pairs([Group([i], [[7, 8], [9]]) for i in range(1, 9)], torch.zeros(8), [""] * 8)
     algorithm = TokenReward(new_token_reward(base), None, pairs, TokenRewardConfig(batch_size=3, min_chance=0), 0, run)
     seen = [[batch.index_P.tolist() for batch in algorithm.batches(update)] for update in range(6)]
     assert seen[0::2] == seen[1::2] and seen[0] != seen[2] != seen[4]

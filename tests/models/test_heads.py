@@ -11,14 +11,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data.packing import Group, pack
-from models.configs.ppo import PPOConfig
 from models.configs.reward_model import RewardModelConfig
 from models.heads import HEAD_FILE, RewardRule, ScalarModel, load_scalar, new_scalar, save_scalar
 from models.losses.reward_model import bradley_terry_loss
 from models.rendering import pair_group
 from models.rewards import score_groups
 from models.run import Run
-from models.training import ppo, reward_model
+from models.training import reward_model
+from models.training.critic import new_critic
 
 GROUPS = [Group([5, 6, 7], [[8, 9], [10]]), Group([11], [[12, 13, 14]])]
 
@@ -99,7 +99,7 @@ def test_a_new_head_is_small_seeded_and_float32(base: Path, policy: PreTrainedMo
 @torch.no_grad()
 def test_a_critic_starts_at_the_mean_reward_or_as_the_normalised_reward(reward_folder: Path, base: Path, model: ScalarModel):
     """Its backbone is the reward model's; rewards are normalised to mean 0."""
-    zero, same = (ppo._critic(PPOConfig(value_head=head), reward_folder, base, 0, torch.device("cpu")) for head in ("zero", "reward_model"))
+    zero, same = (new_critic("reward_model", head, reward_folder, base, 0, torch.device("cpu")) for head in ("zero", "reward_model"))
     assert zero.before_tokens(pack(GROUPS)).abs().max() == 0
     for (name, own), (_, wanted) in zip(zero.backbone.named_parameters(), model.backbone.named_parameters(), strict=True):
         assert torch.equal(own, wanted) and own.requires_grad, name
@@ -109,7 +109,7 @@ def test_a_critic_starts_at_the_mean_reward_or_as_the_normalised_reward(reward_f
 
 @torch.no_grad()
 def test_against_a_verifier_the_critic_starts_from_the_policy(reward_folder: Path, base: Path):
-    critic = ppo._critic(PPOConfig(reward="verifier"), reward_folder, base, 0, torch.device("cpu"))
+    critic = new_critic("verifier", "zero", reward_folder, base, 0, torch.device("cpu"))
     torch.testing.assert_close(critic.at_ends(pack(GROUPS)), new_scalar(base, 0).at_ends(pack(GROUPS)))
 
 

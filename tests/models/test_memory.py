@@ -22,7 +22,6 @@ from models.configs.dpo import DPOConfig
 from models.configs.evaluation import EvaluateConfig
 from models.configs.grpo import GRPOConfig
 from models.configs.lora import LoraSettings
-from models.configs.policy_gradient import PolicyGradientConfig
 from models.configs.ppo import PPOConfig
 from models.configs.sampling import SamplingConfig
 from models.configs.sft import SFTConfig
@@ -161,7 +160,6 @@ def test_the_estimate_grows_with_what_it_depends_on() -> None:
     wide = GRPOConfig(micro_batch_tokens=16, prompts_per_iteration=512, sampling=SamplingConfig(max_rows=2048))
     assert total(wide) > total(wide.model_copy(update={"sampling": SamplingConfig(max_rows=1024)}))
     assert total(wide, Lengths(512, 50)) > total(wide)
-    assert estimate("curate", PolicyGradientConfig(), shape) is not None  # any on-policy config holds a model
     assert estimate("comparison", SamplingConfig(), shape) is None
 
 

@@ -296,6 +296,7 @@ def test_two_first_runs_at_once_share_one_new_store_and_print_nothing(mlflow, tm
 def test_a_retried_flow_run_is_one_run_and_both_sides_link_to_each_other(mlflow, prefect_api):
     from prefect import flow, task
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
     attempts = []
 
@@ -319,7 +320,8 @@ def test_a_retried_flow_run_is_one_run_and_both_sides_link_to_each_other(mlflow,
     with get_client(sync_client=True) as client:
         flow_run = client.read_flow_run(parent.data.tags["prefect.flow_run_id"])
         task_run = client.read_task_run(child.data.tags["prefect.task_run_id"])
-        artifacts = {artifact.key: artifact.data for artifact in client.read_artifacts()}
+        own = client.read_artifacts(artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run.id])))
+    artifacts = {artifact.key: artifact.data for artifact in own}
     assert parent.data.tags["prefect.flow_run_name"] == parent.info.run_name == flow_run.name
     assert parent.data.tags["pipeline"] == "tiny"
     assert flow_run.labels["mlflow.run_id"] == run_id
