@@ -18,6 +18,7 @@ from models.configs.grpo import GRPOConfig
 from models.configs.preferences import PreferencesConfig
 from models.configs.rejection_sampling import RejectionSamplingConfig
 from models.configs.reward_model import RewardModelConfig
+from models.configs.rewards import RewardComponent
 from models.configs.sft import SFTConfig
 from tasks.base_model import base_model
 from tasks.collect_preferences import collect_preferences
@@ -34,7 +35,16 @@ class DeepSeekR1Config(FlowConfig):
     """Settings of every stage of the flow ``deepseek_r1``."""
 
     cold_start: SFTConfig = Field(default_factory=SFTConfig, description="Few demonstrations, to make the first RL readable.")
-    reasoning: GRPOConfig = Field(default_factory=GRPOConfig, description="First RL: what a verifier can check.")
+    reasoning: GRPOConfig = Field(
+        default_factory=lambda: GRPOConfig(
+            reward="weighted",
+            rewards=(
+                RewardComponent(name="accuracy", source="verifier"),
+                RewardComponent(name="language", source="language", weight=0.1),
+            ),
+        ),
+        description="First RL: what a verifier can check, and one language.",
+    )
     preferences: PreferencesConfig = Field(default_factory=PreferencesConfig, description="Samples of the reasoner.")
     reward_model: RewardModelConfig = Field(default_factory=RewardModelConfig, description="A reward model from pairs of them.")
     rejection_sampling: RejectionSamplingConfig = Field(
@@ -42,7 +52,14 @@ class DeepSeekR1Config(FlowConfig):
         description="Supervised fine-tuning of the base model on the samples that are right.",
     )
     alignment: GRPOConfig = Field(
-        default_factory=lambda: GRPOConfig(reward="reward_model"), description="Second RL: what people prefer, as the reward model sees it."
+        default_factory=lambda: GRPOConfig(
+            reward="weighted",
+            rewards=(
+                RewardComponent(name="accuracy", source="verifier"),
+                RewardComponent(name="preference", source="reward_model", weight=0.5),
+            ),
+        ),
+        description="Second RL: what a verifier can check, and what people prefer as the reward model sees it.",
     )
     comparison: ComparisonConfig = Field(
         default_factory=lambda: ComparisonConfig(baseline="cold_start"), description="The table at the end."

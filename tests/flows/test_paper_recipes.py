@@ -12,6 +12,7 @@ from flows.recipes import Recipe
 from tasks import process, registry
 
 TINY: dict[str, Any] = recipes.load("tiny").config
+R1: dict[str, Any] = recipes.load("deepseek-r1").config
 SHORT = {"iterations": 1, "prompts_per_iteration": 4, "samples_per_prompt": 4, "sampling": {"max_tokens": 6}}
 LEARN = {"batch_size": 16, "max_updates": 2}
 PIECES: dict[str, Any] = {
@@ -26,8 +27,8 @@ PIECES: dict[str, Any] = {
     "dpo": LEARN,
     "ppo": SHORT,
     "grpo": SHORT,
-    "reasoning": SHORT,
-    "alignment": {**SHORT, "reward": "reward_model"},
+    "reasoning": {**SHORT, **{key: R1["reasoning"][key] for key in ("reward", "rewards")}},
+    "alignment": {**SHORT, **{key: R1["alignment"][key] for key in ("reward", "rewards")}},
 }
 # Every stage of a flow in its order, and the stage whose model it starts from.
 STAGES = {
