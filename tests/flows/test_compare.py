@@ -80,7 +80,11 @@ def test_no_two_variants_of_the_recipe_are_the_same() -> None:
         assert len(set(settings)) == len(settings), family
 
 
-def test_the_recipe_starts_where_the_quickstart_does() -> None:
+def test_what_recipes_share_with_the_quickstart_is_computed_once() -> None:
     quickstart = recipes.load("quickstart").config
-    for name in ("base_model", "curate", "sft", "preferences", "reward_model"):
+    shared = ("base_model", "curate", "sft", "preferences", "reward_model")
+    for name in shared:
         assert FULL[name] == quickstart[name], name
+    assert (FULL["ppo"]["ppo"], FULL["dpo"]["dpo"]) == (quickstart["ppo"], quickstart["dpo"])
+    decoding = recipes.load("decoding").config
+    assert {name: decoding[name] for name in (*shared, "ppo", "dpo")} == {name: quickstart[name] for name in (*shared, "ppo", "dpo")}
