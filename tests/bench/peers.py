@@ -1,0 +1,222 @@
+"""The peers' side: TRL's trainers and transformers' `generate`, as their documentation uses them, with a gate where an update ends.
+
+Settings that change what is computed are ours (batch, lengths, learning rate, no dropout); where a peer can do the same work in several
+ways, `variant` chooses, and the report names the one that was fastest on the machine at hand.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+
+from models.training.order import batch_indices
+from tests.bench.gate import Gate
+from tests.bench.work import SEED, WORKS, Work, Writer, plain, share_of_e
+
+TAGS = {"sft": "imitation", "reward_model": "reward_model", "dpo": "dpo", "grpo": "prompts"}  # of this project's batch order
+
+
+class Laps(TrainerCallback):
+    """Waits at the gate before the first update and after each."""
+
+    def __init__(self, gate: Gate, tokens_of_lap: Any = None):
+        self.gate, self.tokens_of_lap, self.done = gate, tokens_of_lap, 0
+        self.sampled: list[int] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The model is loaded."""
+        self.gate.lap()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """An update is done."""
+        mean = sum(self.sampled) / len(self.sampled) if self.sampled else 0.0
+        self.gate.lap(tokens=self.tokens_of_lap(self.done) if self.tokens_of_lap else 0, completion_tokens=mean)
+        self.done += 1
+        self.sampled.clear()
+
+
+def main(name: str, model: Path, folder: Path, variant: str) -> None:
+    """Run one comparison's laps until the driver is done."""
+    gate = Gate()
+    torch.manual_seed(SEED)
+    torch.set_num_threads(torch.get_num_threads())
+    work, writer = WORKS[name], Writer(model)
+    if name.startswith("generate"):
+        _generate(gate, work, writer, model)
+    settings = {
+        "output_dir": str(folder / "out"),
+        "learning_rate": 1e-6,
+        "lr_scheduler_type": "constant",
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": SEED,
+        "dataloader_pin_memory": False,
+        "gradient_checkpointing": "checkpointing" in variant,
+        "use_cpu": not torch.cuda.is_available(),
+    }
+    settings |= {"bf16": False} if "pure" in variant else {"bf16": True}
+    dtype = "bfloat16" if "pure" in variant else "float32"
+    globals()[f"_{name}"](gate, work, writer, model, settings, dtype, variant)
+
+
+def _in_our_order(records: list[Any], work: Work, tag: str) -> list[Any]:
+    """Records as this project's loop meets them, for a peer that takes them one after the other."""
+    laps = range(len(records) // work.batch)
+    return [records[i] for lap in laps for i in batch_indices(len(records), work.batch, lap, SEED, tag)]
+
+
+def _sft(gate, work, writer, model, settings, dtype, variant) -> None:
+    from trl import SFTConfig, SFTTrainer
+
+    records = _in_our_order(writer.demonstrations(work), work, TAGS["sft"])
+    rows = [{"prompt": plain(r.messages[:-1]), "completion": plain(r.messages[-1:])} for r in records]
+    config = SFTConfig(
+        **settings,
+        per_device_train_batch_size=work.batch,
+        train_sampling_strategy="sequential",
+        max_length=2048,
+        packing=False,
+        model_init_kwargs={"dtype": dtype},
+        num_train_epochs=9,
+    )
+    laps = Laps(gate)
+    trainer = SFTTrainer(str(model), args=config, train_dataset=Dataset.from_list(rows), callbacks=[laps])
+    lengths = [len(row) for row in trainer.train_dataset["input_ids"]]
+    laps.tokens_of_lap = lambda lap: sum(lengths[i % len(lengths)] for i in range(lap * work.batch, (lap + 1) * work.batch))
+    trainer.train()
+
+
+def _pairs(writer: Writer, work: Work, tag: str) -> Dataset:
+    records = _in_our_order(writer.preferences(work), work, tag)
+    answer = [{"role": "assistant"}]
+    return Dataset.from_list(
+        [
+            {
+                "prompt": plain(r.prompt),
+                "chosen": [answer[0] | {"content": r.chosen}],
+                "rejected": [answer[0] | {"content": r.rejected}],
+            }
+            for r in records
+        ]
+    )
+
+
+def _reward_model(gate, work, writer, model, settings, dtype, variant) -> None:
+    from trl import RewardConfig, RewardTrainer
+
+    config = RewardConfig(
+        **settings,
+        per_device_train_batch_size=work.batch,
+        train_sampling_strategy="sequential",
+        max_length=2048,
+        model_init_kwargs={"dtype": dtype},
+        num_train_epochs=9,
+    )
+    RewardTrainer(str(model), args=config, train_dataset=_pairs(writer, work, TAGS["reward_model"]), callbacks=[Laps(gate)]).train()
+
+
+def _dpo(gate, work, writer, model, settings, dtype, variant) -> None:
+    from trl import DPOConfig, DPOTrainer
+
+    config = DPOConfig(
+        **settings,
+        per_device_train_batch_size=work.batch,
+        train_sampling_strategy="sequential",
+        max_length=2048,
+        model_init_kwargs={"dtype": dtype},
+        num_train_epochs=9,
+    )
+    DPOTrainer(str(model), args=config, train_dataset=_pairs(writer, work, TAGS["dpo"]), callbacks=[Laps(gate)]).train()
+
+
+def _grpo(gate, work, writer, model, settings, dtype, variant) -> None:
+    from trl import GRPOConfig, GRPOTrainer
+
+    records = _in_our_order(writer.prompts(work), work, TAGS["grpo"])
+    laps = Laps(gate)
+
+    def reward(prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+        laps.sampled.extend(map(len, completion_ids))
+        return [share_of_e(completion[0]["content"]) for completion in completions]
+
+    rows = work.batch * work.samples
+    passes = 4 if "passes" in variant else 1
+    config = GRPOConfig(
+        **settings,
+        per_device_train_batch_size=rows // passes,
+        gradient_accumulation_steps=passes,
+        num_generations=work.samples,
+        max_completion_length=work.max_tokens,
+        shuffle_dataset=False,
+        model_init_kwargs={"dtype": dtype},
+        num_train_epochs=9,
+    )
+    dataset = Dataset.from_list([{"prompt": plain(r.messages)} for r in records])
+    GRPOTrainer(str(model), reward_funcs=reward, args=config, train_dataset=dataset, callbacks=[laps]).train()
+
+
+def _ppo(gate, work, writer, model, settings, dtype, variant) -> None:
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+    tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
+    policy, reference = (AutoModelForCausalLM.from_pretrained(model, dtype=dtype) for _ in range(2))
+    value, reward = (AutoModelForSequenceClassification.from_pretrained(model, dtype=dtype, num_labels=1) for _ in range(2))
+    asked = [plain(r.messages) for r in writer.prompts(work)]
+    rows = [{"input_ids": tokenizer.apply_chat_template(m, add_generation_prompt=True, return_dict=False)} for m in asked]
+    config = PPOConfig(
+        **settings,
+        per_device_train_batch_size=work.batch // 4 if "passes" in variant else work.batch,
+        gradient_accumulation_steps=4 if "passes" in variant else 1,
+        local_rollout_forward_batch_size=work.batch,
+        num_ppo_epochs=1,
+        num_mini_batches=1,
+        num_sample_generations=0,
+        response_length=work.max_tokens,
+        temperature=1.0,
+        stop_token="eos",
+        kl_coef=0.05,
+        total_episodes=work.batch * 1000,
+    )
+    PPOTrainer(
+        args=config,
+        processing_class=tokenizer,
+        model=policy,
+        ref_model=reference,
+        reward_model=reward,
+        value_model=value,
+        train_dataset=Dataset.from_list(rows),
+        callbacks=[Laps(gate)],
+    ).train()
+
+
+def _generate(gate: Gate, work: Work, writer: Writer, model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
+    policy = AutoModelForCausalLM.from_pretrained(model, dtype="auto").eval()
+    prompts = [plain(r.messages) for r in writer.prompts(work)]
+    lap, tokens = 0, 0
+    while True:
+        gate.lap(tokens=tokens)
+        begin = lap * work.batch % len(prompts)
+        batch = tokenizer.apply_chat_template(
+            prompts[begin : begin + work.batch], add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
+        )
+        torch.manual_seed(lap)
+        with torch.inference_mode():
+            out = policy.generate(
+                **batch,
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=work.max_tokens,
+                num_return_sequences=work.samples,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        new = out[:, batch["input_ids"].shape[1] :]
+        ended = (new == policy.generation_config.eos_token_id).long().cumsum(-1)
+        tokens = int(((ended == 0).sum(-1) + (ended > 0).any(-1)).sum())
+        lap += 1
