@@ -82,7 +82,7 @@ def _reward_model(work: Work, writer: Writer, model: Path, run: Run) -> None:
 
 
 class _DPOWithItsReference(dpo.PreferenceOptimisation):
-    """Computes the reference of an update's pairs in that update, so that its cost is in the lap; the stage does it for all at the start."""
+    """Computes the reference of an update's pairs in that update, so that its cost is in the lap; the stage does it once, before."""
 
     def batches(self, update: int) -> list[Batch]:
         batches = super().batches(update)

@@ -44,7 +44,7 @@ class Writer:
     def __init__(self, model: Path, seed: int = SEED) -> None:
         tokenizer = load_tokenizer(model)
         vocabulary = sorted(tokenizer.get_vocab())
-        self.words = [token[1:] for token in vocabulary if token[0] == "Ġ" and len(token) > 4 and token[1:].isalpha() and token[1:].isascii()]
+        self.words = [token[1:] for token in vocabulary if token[0] == "Ġ" and len(token) > 4 and token.isalpha() and token[1:].isascii()]
         self.draw = random.Random(seed)
 
     def text(self, median_tokens: int) -> str:
