@@ -1,10 +1,10 @@
-"""Attention over padding-free batches and over the sampler's preallocated cache, for any transformers decoder.
+"""Attention over padding-free batches, for any transformers decoder; the sampler's is in models/kv_cache.py.
 
 transformers lets a model name its attention function; ours is called ``posttrain`` and asks the *layout* that was passed to
 ``forward(layout=...)`` what attends to what. Without a layout it is plain ``sdpa``.
 
 Axes: ``N`` packed tokens, ``K`` groups, ``L`` tokens of the longest group of a bucket, ``H`` query heads, ``J`` key-value heads,
-``D`` head width, ``R`` rows that are being generated.
+``D`` head width.
 """
 
 from typing import Protocol
@@ -95,69 +95,6 @@ def _bucket(packed: Packed, members: list[int]) -> tuple[Tensor, Tensor, Tensor]
     # A padded query attends to slot 0, so that no row of the softmax is empty; its output is thrown away.
     mask_KLL = (causal_LL & related_KLL & real_KL[:, None, :]) | (slot_L == 0)
     return index_KL, real_KL.flatten().nonzero()[:, 0], mask_KLL[:, None]
-
-
-class DecodeLayout:
-    """One new token a row, over a preallocated cache ``[R, J, T, D]`` per layer that is written in place."""
-
-    def __init__(self, keys: list[Tensor], values: list[Tensor], length_R: Tensor):
-        self.keys, self.values, self.length_R = keys, values, length_R
-        self._prepare()
-
-    def _prepare(self) -> None:
-        self.row_R = torch.arange(len(self.length_R), device=self.length_R.device)
-        self.used = int(self.length_R.max()) + 1
-        slot_T = torch.arange(self.used, device=self.length_R.device)
-        self.mask_R11T = (slot_T <= self.length_R[:, None])[:, None, None, :]
-
-    def advance(self) -> None:
-        """The token that was just run through the model is part of the past now."""
-        self.length_R = self.length_R + 1
-        self._prepare()
-
-    def select(self, rows: Tensor) -> None:
-        """Keep only these rows: the others have ended."""
-        self.keys = [k[rows] for k in self.keys]
-        self.values = [v[rows] for v in self.values]
-        self.length_R = self.length_R[rows]
-        self._prepare()
-
-    def rewind(self, length_R: Tensor) -> None:
-        """Forget all tokens after the first ``length_R`` of each row; their slots are written again."""
-        self.length_R = length_R
-        self._prepare()
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        rows, heads, _, width = query.shape
-        keys, values = self.keys[layer], self.values[layer]
-        keys[self.row_R, :, self.length_R] = key[:, :, 0]
-        values[self.row_R, :, self.length_R] = value[:, :, 0]
-        # The query heads that share a key-value head stand in for query positions: no head is repeated in memory.
-        q = query.reshape(rows, keys.shape[1], -1, width)
-        a = F.scaled_dot_product_attention(q, keys[:, :, : self.used], values[:, :, : self.used], attn_mask=self.mask_R11T, scale=scaling)
-        return a.reshape(rows, 1, heads, width)
-
-
-class BranchLayout:
-    """``A`` alternatives for the next token of each row of a cache: each sees the row's past and itself. Nothing is written."""
-
-    def __init__(self, cache: DecodeLayout, alternatives: int):
-        self.cache = cache
-        self.past = int(cache.length_R.max())
-        device = cache.length_R.device
-        past_RT = torch.arange(self.past, device=device) < cache.length_R[:, None]
-        itself_AA = torch.eye(alternatives, dtype=torch.bool, device=device)
-        rows = len(cache.length_R)
-        self.mask_RAT = torch.cat([past_RT[:, None].expand(-1, alternatives, -1), itself_AA.expand(rows, -1, -1)], dim=2)
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        rows, heads, alternatives, width = query.shape
-        keys = torch.cat([self.cache.keys[layer][:, :, : self.past], key], dim=2)
-        values = torch.cat([self.cache.values[layer][:, :, : self.past], value], dim=2)
-        q = query.reshape(rows, keys.shape[1], -1, width)
-        mask_R1QT = self.mask_RAT.repeat(1, heads // keys.shape[1], 1)[:, None]
-        a = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask_R1QT, scale=scaling)
-        return a.reshape(rows, heads, alternatives, width).transpose(1, 2)
 
 
 def _attention(module, query, key, value, attention_mask, scaling=None, layout: Layout | None = None, **kwargs):

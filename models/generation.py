@@ -4,6 +4,7 @@ Axes: ``R`` rows (prompt x sample) being generated, ``A`` alternatives for a nex
 ``D`` head width, ``V`` vocabulary.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -12,12 +13,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from data.packing import Group, pack
-from models.attention import BranchLayout, DecodeLayout, PackedLayout
+from models.attention import PackedLayout
 from models.configs.sampling import SamplingConfig
+from models.kv_cache import BranchLayout, DecodeLayout
+from models.lean_decoder import LeanDecoder, unsupported
 from models.logprobs import NO_MASK, head_weight, hidden_states
+from models.notices import say_once
 from models.seeds import derive_seed
 
 KEEP_SHARE = 0.8  # rows are compacted when fewer than this share of them is still running
+WORTH_JOINING = 8  # steps from which joined and laid-out weights repay the copy
+BLOCK = 256  # tokens of the vocabulary that are summed before any is chosen
 
 
 @dataclass
@@ -81,21 +87,22 @@ def generate(
     results = [[Completion() for _ in range(samples)] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     wave = max(1, sampling.max_rows // samples)
+    step = decoder_of(policy, sampling.max_tokens)
     for number, begin in enumerate(range(0, len(order), wave)):
         members = order[begin : begin + wave]
         rows = [completion for i in members for completion in results[i]]
         noise = torch.Generator(device=policy.device).manual_seed(derive_seed(seed, "wave", number))
         own = [prompts[i] for i in members]
-        _generate_wave(policy, own, rows, samples, sampling, set(eos_ids), noise, on_step, on_tokens, guide or Guide())
+        _generate_wave(policy, step, own, rows, samples, sampling, set(eos_ids), noise, on_step, on_tokens, guide or Guide())
     return results
 
 
-def _generate_wave(policy, prompts, rows: list[Completion], samples, sampling, eos_ids, noise, on_step, on_tokens, guide) -> None:
+def _generate_wave(policy, step, prompts, rows: list[Completion], samples, sampling, eos_ids, noise, on_step, on_tokens, guide) -> None:
     layout, hidden_RE = prefill(policy, prompts, samples, sampling.max_tokens)
     guide.begin(prompts, samples, sampling.max_tokens)
     head_VE = head_weight(policy)
     running = list(range(len(rows)))
-    for step in range(sampling.max_tokens):
+    for place in range(sampling.max_tokens):
         if on_step is not None:
             on_step()
         logits_RV = guide.adjust(hidden_RE @ head_VE.T)
@@ -110,33 +117,40 @@ def _generate_wave(policy, prompts, rows: list[Completion], samples, sampling, e
             on_tokens(tokens)
         running = [-1 if r < 0 or rows[r].finished else r for r in running]
         alive = [i for i, r in enumerate(running) if r >= 0]
-        if not alive or step + 1 == sampling.max_tokens:
+        if not alive or place + 1 == sampling.max_tokens:
             return
         if len(alive) <= KEEP_SHARE * len(running):
             keep = torch.tensor(alive, device=token_R.device)
             layout.select(keep)
             guide.select(keep)
             token_R, running = token_R[keep], [running[i] for i in alive]
-        hidden_RE = decode(policy, token_R, layout)
+        hidden_RE = step(token_R, layout)
         guide.advance(token_R)
 
 
 def prefill(policy: PreTrainedModel, prompts: Sequence[Sequence[int]], samples: int, max_tokens: int) -> tuple[DecodeLayout, Tensor]:
-    """Run every prompt once; spread its keys and values over its rows. Returns the cache and the last hidden state ``[R, E]``."""
+    """Run every prompt once. Returns the cache of its rows and the last hidden state of each row, ``[R, E]``."""
     packed = pack([Group(prompt, []) for prompt in prompts]).to(policy.device)
     layout = PackedLayout(packed, keep=True)
     last_E = hidden_states(policy.base_model, packed, layout)[packed.group_starts_K[1:] - 1]
     length_P = packed.group_starts_K.diff()
-    slots = int(length_P.max())
-    slot_T = torch.arange(slots, device=policy.device)
+    slot_T = torch.arange(int(length_P.max()), device=policy.device)
     index_PT = packed.group_starts_K[:-1, None] + torch.minimum(slot_T, length_P[:, None] - 1)
-    assert layout.kept is not None
-    keys, values = [], []
-    for i in range(len(layout.kept)):
-        for kept, cache in zip(layout.kept.pop(i), (keys, values), strict=True):
-            spread = kept[:, index_PT].transpose(0, 1).repeat_interleave(samples, 0)
-            cache.append(torch.cat([spread, spread.new_zeros(*spread.shape[:2], max_tokens, spread.shape[3])], dim=2))
-    return DecodeLayout(keys, values, length_P.repeat_interleave(samples)), last_E.repeat_interleave(samples, 0)
+    kept = layout.kept
+    assert kept is not None
+    caches = []
+    for i in range(len(kept)):
+        keys_JND, values_JND = kept.pop(i)
+        caches.append((keys_JND[:, index_PT], values_JND[:, index_PT]))
+    return DecodeLayout(caches, length_P, samples, max_tokens), last_E.repeat_interleave(samples, 0)
+
+
+def decoder_of(policy: PreTrainedModel, max_tokens: int) -> Callable[[Tensor, DecodeLayout], Tensor]:
+    """The fastest ``decode`` for a policy as it is now."""
+    reason = unsupported(policy)
+    if reason:
+        say_once(f"sampling takes the general path, about a third slower: the model cannot be stepped by models/lean_decoder.py: {reason}")
+    return functools.partial(decode, policy) if reason or max_tokens < WORTH_JOINING else LeanDecoder(policy)
 
 
 def decode(policy: PreTrainedModel, token_R: Tensor, layout: DecodeLayout) -> Tensor:
@@ -167,21 +181,52 @@ def branch(policy: PreTrainedModel, token_RA: Tensor, layout: DecodeLayout) -> T
 def sample_tokens(logits_RV: Tensor, sampling: SamplingConfig, noise: torch.Generator) -> tuple[Tensor, Tensor]:
     """One token a row and its log-probability at the sampling temperature (at 1 when greedy), before truncation.
 
-    The inverse distribution function is read at one uniform number a row, in float64 so that no token loses its mass to rounding.
+    The inverse distribution function is read at one uniform number a row: first over blocks of the vocabulary, then inside one block, in
+    float64, so that no token loses its mass to rounding and the whole vocabulary is summed only once.
     """
-    logits_RV = logits_RV.float()
+    z_RV = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32), copy=True)
     if sampling.temperature == 0:
-        token_R = logits_RV.argmax(-1)
-        return token_R, logits_RV.log_softmax(-1).gather(-1, token_R[:, None])[:, 0]
-    logp_RV = (logits_RV / sampling.temperature).log_softmax(-1)
-    mass_RV = truncate(logp_RV, sampling.top_k, sampling.top_p).exp().double()
-    cumulative_RV = mass_RV.cumsum(-1)
-    threshold_R = torch.rand(len(logits_RV), generator=noise, device=logits_RV.device, dtype=torch.float64) * cumulative_RV[:, -1]
-    token_R = torch.searchsorted(cumulative_RV, threshold_R[:, None], right=True)[:, 0]
-    # Rounding can put the threshold on the total itself; the last token that has any mass is meant then.
-    last_R = (mass_RV > 0).long().cumsum(-1).argmax(-1)
-    token_R = torch.minimum(token_R, last_R)
+        token_R = z_RV.argmax(-1)
+        return token_R, z_RV.gather(-1, token_R[:, None])[:, 0] - z_RV.logsumexp(-1)
+    if sampling.temperature != 1:
+        z_RV.div_(sampling.temperature)
+    z_RV.sub_(z_RV.amax(-1, keepdim=True))
+    chance_R = torch.rand(len(z_RV), generator=noise, device=z_RV.device, dtype=torch.float64)
+    if not sampling.truncates:
+        mass_RV = z_RV.exp_()
+        token_R, total_R = read_inverse(mass_RV, chance_R)
+        return token_R, (mass_RV.gather(-1, token_R[:, None])[:, 0].log() - total_R.log()).to(mass_RV.dtype)
+    logp_RV = z_RV.log_softmax(-1)
+    token_R, _ = read_inverse(truncate(logp_RV, sampling.top_k, sampling.top_p).exp(), chance_R)
     return token_R, logp_RV.gather(-1, token_R[:, None])[:, 0]
+
+
+def read_inverse(mass_RV: Tensor, chance_R: Tensor) -> tuple[Tensor, Tensor]:
+    """The token at which the running sum of a row's masses passes ``chance`` (in [0, 1)) of their total; and that total, float64.
+
+    By hand: masses 1, 0, 3 and chance 0.25 give the third token, 0.2 the first; the second, of mass 0, is never read.
+    """
+    vocabulary = mass_RV.shape[-1]
+    whole = vocabulary - vocabulary % BLOCK
+    parts = [mass_RV[:, :whole].unflatten(-1, (-1, BLOCK)).sum(-1)] if whole else []
+    parts += [mass_RV[:, whole:].sum(-1, keepdim=True)] if whole < vocabulary else []
+    cumulative_RB = torch.cat(parts, dim=-1).double().cumsum(-1)
+    total_R = cumulative_RB[:, -1]
+    block_R, share_R = _first_past(cumulative_RB, chance_R * total_R)
+    index_RW = block_R[:, None] * BLOCK + torch.arange(BLOCK, device=mass_RV.device)
+    inside_RW = mass_RV.gather(-1, index_RW.clamp(max=vocabulary - 1)).double().masked_fill_(index_RW >= vocabulary, 0).cumsum(-1)
+    offset_R, _ = _first_past(inside_RW, share_R * inside_RW[:, -1])
+    return block_R * BLOCK + offset_R, total_R
+
+
+def _first_past(cumulative_RB: Tensor, threshold_R: Tensor) -> tuple[Tensor, Tensor]:
+    """Index of the first running sum above each threshold, and how far into that entry's own mass the threshold lies, in [0, 1)."""
+    # Rounding can put the threshold on the total itself; the last entry that has any mass is meant then.
+    last_R = (cumulative_RB < cumulative_RB[:, -1:]).sum(-1)
+    found_R = torch.minimum(torch.searchsorted(cumulative_RB, threshold_R[:, None], right=True)[:, 0], last_R)[:, None]
+    before_R = torch.where(found_R > 0, cumulative_RB.gather(-1, (found_R - 1).clamp(min=0)), 0.0)
+    own_R = cumulative_RB.gather(-1, found_R) - before_R
+    return found_R[:, 0], ((threshold_R[:, None] - before_R) / own_R)[:, 0].clamp(0, 1 - 2**-53)
 
 
 def truncate(logp_RV: Tensor, top_k: int, top_p: float) -> Tensor:

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.attention import DecodeLayout
 from models.configs.guidance import SCORER_OF, GuidanceConfig
 from models.generation import Guide, branch, decode, prefill
 from models.heads import HeadModel, ScalarModel, TokenRewardModel, load_scalar, load_token_reward
+from models.kv_cache import DecodeLayout
 
 
 class RewardGuide(Guide):

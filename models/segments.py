@@ -111,7 +111,7 @@ class _Wave:
         self.judge, judged_RE = prefill(reward.backbone, prompts, samples, sampling.max_tokens)
         self.reward_R = reward.normalised(reward.read(judged_RE))
         self.rows = [_Row(c, r) for c, r in zip(completions, self.reward_R.tolist(), strict=True)]
-        self.start_RV, self.start_length_R = self.logits_RV, self.layout.length_R  # where each row's segment begins
+        self.start_RV, self.start_own_R = self.logits_RV, self.layout.own_R  # where each row's segment begins
 
     def step(self) -> None:
         """Settle the segments that have ended, then one more token for every row."""
@@ -195,7 +195,7 @@ class _Wave:
     def _keep(self, accepted: list[int]) -> None:
         at = torch.tensor(accepted, dtype=torch.long, device=self.logits_RV.device)
         self.start_RV = self.start_RV.index_copy(0, at, self.logits_RV[at])
-        self.start_length_R = self.start_length_R.index_copy(0, at, self.layout.length_R[at])
+        self.start_own_R = self.start_own_R.index_copy(0, at, self.layout.own_R[at])
 
     def _rewind(self, rejected: list[int]) -> None:
         for i in rejected:
@@ -204,9 +204,9 @@ class _Wave:
             row.replay = row.best if row.tries == self.config.max_tries else []
         at = torch.tensor(rejected, dtype=torch.long, device=self.logits_RV.device)
         self.logits_RV = self.logits_RV.index_copy(0, at, self.start_RV[at])
-        length_R = self.layout.length_R.index_copy(0, at, self.start_length_R[at])
-        self.layout.rewind(length_R)
-        self.judge.rewind(length_R)
+        own_R = self.layout.own_R.index_copy(0, at, self.start_own_R[at])
+        self.layout.rewind(own_R)
+        self.judge.rewind(own_R)
 
     def _leave(self, done: list[int]) -> None:
         gone = set(done)
@@ -217,4 +217,4 @@ class _Wave:
             self.layout.select(keep)
             self.judge.select(keep)
         self.logits_RV, self.reward_R = self.logits_RV[keep], self.reward_R[keep]
-        self.start_RV, self.start_length_R = self.start_RV[keep], self.start_length_R[keep]
+        self.start_RV, self.start_own_R = self.start_RV[keep], self.start_own_R[keep]

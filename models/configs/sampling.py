@@ -19,3 +19,8 @@ class SamplingConfig(StageConfig):
     max_rows: int = Field(
         default=256, ge=1, description="Completions generated at once. It orders the sampling noise, so it is part of the result."
     )
+
+    @property
+    def truncates(self) -> bool:
+        """True where some tokens can never be sampled."""
+        return self.top_k > 0 or self.top_p < 1

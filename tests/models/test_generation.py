@@ -69,8 +69,13 @@ def test_rows_that_end_leave_without_changing_others(policy: nn.Module, monkeypa
     eos = ends_of(tokens(generate(policy, PROMPTS, GREEDY, samples=1, eos_ids=NEVER, seed=0)))
     alone = [tokens(generate(policy, [prompt], GREEDY, samples=1, eos_ids=eos, seed=0))[0] for prompt in PROMPTS]
     widths = []
-    decode = generation.decode
-    monkeypatch.setattr(generation, "decode", lambda model, token_R, cache: widths.append(len(token_R)) or decode(model, token_R, cache))
+    decoder_of = generation.decoder_of
+
+    def counting(policy, max_tokens):
+        step = decoder_of(policy, max_tokens)
+        return lambda token_R, cache: widths.append(len(token_R)) or step(token_R, cache)
+
+    monkeypatch.setattr(generation, "decoder_of", counting)
     monkeypatch.setattr(generation, "KEEP_SHARE", share)
     assert tokens(generate(policy, PROMPTS, GREEDY, samples=1, eos_ids=eos, seed=0)) == alone
     assert (widths[-1] < len(PROMPTS)) == (share > 0), "ended rows are still computed only if they may not leave"
