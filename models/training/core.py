@@ -68,7 +68,7 @@ def fit(run: Run, algorithm: Algorithm, trainees: dict[str, Trainee], updates: i
     saved_at = time.monotonic()
     while loop.update < updates:
         try:
-            metrics = _one_update(run, algorithm, trainees, loop, updates)
+            metrics = update_once(run, algorithm, trainees, loop, updates)
         except Stopped:
             _save(run, algorithm, trainees, loop)
             raise
@@ -85,7 +85,8 @@ def fit(run: Run, algorithm: Algorithm, trainees: dict[str, Trainee], updates: i
     return loop
 
 
-def _one_update(run: Run, algorithm: Algorithm, trainees: dict[str, Trainee], loop: Loop, updates: int) -> dict[str, float]:
+def update_once(run: Run, algorithm: Algorithm, trainees: dict[str, Trainee], loop: Loop, updates: int) -> dict[str, float]:
+    """Update ``loop.update`` of ``updates``, without counting or reporting it; its metrics."""
     began = time.monotonic()
     batches = algorithm.batches(loop.update)
     prepared = time.monotonic()
