@@ -116,6 +116,7 @@ def machine() -> dict[str, Any]:
 def gemm_rate(dtype: torch.dtype, repeats: int = 5) -> float:
     """FLOP/s of the fastest of some products [1,024 x K] [K x K]: the most that a layer could reach here."""
     cuda = torch.cuda.is_available()
+    torch.set_num_threads(thread_count())
     rows, width = (8192, 8192) if cuda else (1024, 1024)
     a, b = (torch.ones(n, width, dtype=dtype, device="cuda" if cuda else "cpu") for n in (rows, width))
     seconds = []
@@ -153,6 +154,11 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
 
 
+def short(rate: float) -> str:
+    """1234.5 -> "1,234", 12.345 -> "12.3"."""
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+
+
 def achieved(flops_per_s: float, peak: float | None) -> str:
     """1.2e11 -> "120 GFLOP/s"; with the share of the peak where that is known."""
     unit, size = ("TFLOP/s", 1e12) if flops_per_s >= 1e12 else ("GFLOP/s", 1e9)
@@ -163,7 +169,7 @@ def comparison_table(summaries: list[dict[str, Any]], peak: float | None) -> str
     """One row a comparison. The ratio is the median over pairs of laps; in brackets its lowest and highest."""
     rows = []
     for s in summaries:
-        sides = [f"{s[f'{side}_per_s']:.4g} {s['unit']}/s, {achieved(s[f'{side}_flops_per_s'], peak)}" for side in ("ours", "peer")]
+        sides = [f"{short(s[f'{side}_per_s'])} {s['unit']}/s, {achieved(s[f'{side}_flops_per_s'], peak)}" for side in ("ours", "peer")]
         spread = f"{s['ratio']:.2f} ({s['ratio_low']:.2f} to {s['ratio_high']:.2f})"
         rows.append([s["work"], *sides, spread, f"{s['ours_peak_gib']:.2f} / {s['peer_peak_gib']:.2f}", f"{s['memory_ratio']:.2f}"])
     return table(["work", "ours", "peer", "ratio (lowest to highest)", "peak memory, GiB", "memory ratio"], rows)

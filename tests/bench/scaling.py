@@ -22,7 +22,7 @@ from models.training.imitation import Imitation
 from models.training.optimiser import Trainee
 from tests.bench.drive import Setting, start
 from tests.bench.gate import Gate
-from tests.bench.report import achieved, model_flops, parameters_of, table
+from tests.bench.report import achieved, model_flops, parameters_of, short, table
 from tests.bench.work import SEED, Work, Writer
 
 FRAME_TOKENS = 12  # about what a chat template adds to a question and its answer
@@ -158,7 +158,7 @@ def scaling_table(rows: list[dict[str, Any]], peak: float | None) -> str:
         [
             [
                 said[r["group"]].format(**r),
-                f"{r['tokens_per_s']:.4g} ({r['low']:.4g} to {r['high']:.4g})",
+                f"{short(r['tokens_per_s'])} ({short(r['low'])} to {short(r['high'])})",
                 f"{r['share_of_best']:.2f}",
                 achieved(r["flops_per_s"], peak),
             ]
