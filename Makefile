@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 10 --timeout 120 -c constraints.txt
 
-.PHONY: help install quickstart test lint ui clean
+.PHONY: help install quickstart test lint bench ui clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -44,6 +44,19 @@ test: install ## the test suite
 lint: install ## ruff, its formatter excepted, and pyright
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# The last TRL with a PPO trainer is not the TRL of the pinned set: it gets a folder of its own, which only that peer reads.
+PPO_PEER := $(VENV)/trl-1.12
+
+$(PPO_PEER): | $(STAMP)
+	@rm -rf $@.part
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 10 --timeout 120 --no-deps --target $@.part trl==1.12.0
+	@mv $@.part $@
+
+# `make bench BENCH="sft scaling --laps 3"` chooses; `.venv/bin/python -m tests.bench --help` lists what there is.
+bench: install | $(PPO_PEER) ## speed beside TRL and transformers (an hour on 2 cores); JSON, table and plot in output/
+	@mkdir -p output
+	$(BIN)/python -m tests.bench --out output/bench.json --ppo-path $(PPO_PEER) $(BENCH)
 
 ui: install ## Prefect and MLflow in the browser, on loopback
 	$(BIN)/posttrain ui

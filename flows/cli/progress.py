@@ -25,8 +25,14 @@ MARKS = {"hit": ("=", "green"), "computed": ("+", "bold green"), "resumed": ("+"
 
 
 def rates_in_words(rates: Mapping[str, float]) -> str:
-    """{"tokens_per_s": 310.2} -> "310 tokens/s"."""
-    return ", ".join(f"{_short(value)} {name.replace('_per_', '/').replace('_', ' ')}" for name, value in rates.items())
+    """{"tokens_per_s": 310.2, "generate_share": 0.61} -> "310 tokens/s, generate 61 %"."""
+    return ", ".join(_in_words(name, value) for name, value in rates.items())
+
+
+def _in_words(name: str, value: float) -> str:
+    if name.endswith("_share"):
+        return f"{name.removesuffix('_share').replace('_', ' ')} {100 * value:.0f} %"
+    return f"{_short(value)} {name.replace('_per_', '/').replace('_', ' ')}"
 
 
 def _short(value: float) -> str:

@@ -5,6 +5,9 @@ accumulation over micro-batches, clipping, the schedule, finite checks, checkpoi
 
 import math
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +26,18 @@ MAX_SKIPPED_IN_A_ROW = 3
 class Algorithm:
     """What a training method passes to ``fit``."""
 
+    sampling_s: float | None = None  # seconds of this update in ``sampling``; None for methods that do not sample
+
     def batches(self, update: int) -> list[Any]:
         """The micro-batches of an update; may sample from the policy first. An empty list skips the update."""
         raise AssertionError("an algorithm must say its batches")
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Around every generation of completions, so that its share of the time is seen."""
+        began = time.monotonic()
+        yield
+        self.sampling_s = (self.sampling_s or 0.0) + time.monotonic() - began
 
     def loss(self, batch: Any) -> tuple[Tensor, Sums]:
         """The loss of a micro-batch, already divided by the denominator of the whole update, and its metrics."""
@@ -66,15 +78,16 @@ def fit(run: Run, algorithm: Algorithm, trainees: dict[str, Trainee], updates: i
     loop = _resume(run, algorithm, trainees)
     run.stop_if_asked()  # and from here on SIGTERM waits for the end of an update
     saved_at = time.monotonic()
+    spent: Counter[str] = Counter()  # seconds of this attempt, by what they went to
     while loop.update < updates:
         try:
-            metrics = _one_update(run, algorithm, trainees, loop, updates)
+            metrics = update_once(run, algorithm, trainees, loop, updates)
         except Stopped:
             _save(run, algorithm, trainees, loop)
             raise
         loop.update += 1
         run.report(metrics, loop.update)
-        run.progress(loop.update, updates, **{name.removeprefix("time/"): v for name, v in metrics.items() if name.startswith("time/")})
+        run.progress(loop.update, updates, **_rates(metrics, spent))
         due = checkpointing.every_s and time.monotonic() - saved_at > checkpointing.every_s
         due = due or (checkpointing.every_updates and loop.update % checkpointing.every_updates == 0)
         if run.stopping or (due and loop.update < updates):
@@ -85,8 +98,21 @@ def fit(run: Run, algorithm: Algorithm, trainees: dict[str, Trainee], updates: i
     return loop
 
 
-def _one_update(run: Run, algorithm: Algorithm, trainees: dict[str, Trainee], loop: Loop, updates: int) -> dict[str, float]:
+def _rates(metrics: dict[str, float], spent: Counter[str]) -> dict[str, float]:
+    """What is shown of an update: its times, and of a method that samples how all the time until now was shared."""
+    times = {name.removeprefix("time/"): value for name, value in metrics.items() if name.startswith("time/")}
+    if "generate_s" not in times:
+        return times
+    spent.update({name: times[f"{name}_s"] for name in ("generate", "score", "train")})
+    shares = {f"{name}_share": seconds / max(spent.total(), 1e-9) for name, seconds in spent.items()}
+    return {name: times[name] for name in ("tokens_per_s", "step_s")} | shares
+
+
+def update_once(run: Run, algorithm: Algorithm, trainees: dict[str, Trainee], loop: Loop, updates: int) -> dict[str, float]:
+    """Update ``loop.update`` of ``updates``, without counting or reporting it; its metrics."""
     began = time.monotonic()
+    if algorithm.sampling_s is not None:
+        algorithm.sampling_s = 0.0
     batches = algorithm.batches(loop.update)
     prepared = time.monotonic()
     parts: list[Sums] = []
@@ -113,6 +139,10 @@ def _one_update(run: Run, algorithm: Algorithm, trainees: dict[str, Trainee], lo
         "time/prepare_s": prepared - began,
         "time/tokens_per_s": sum(map(algorithm.tokens, batches)) / seconds,
     }
+    if algorithm.sampling_s is not None:
+        timing["time/generate_s"] = algorithm.sampling_s
+        timing["time/score_s"] = prepared - began - algorithm.sampling_s
+        timing["time/train_s"] = seconds - (prepared - began)
     return {name: value for name, value in metrics.items() if math.isfinite(value)} | timing
 
 

@@ -62,16 +62,17 @@ class NashMD(OnPolicy):
 
     def fight(self, prompts: Sequence[Prompt], groups: Sequence[Group]) -> Scored:
         """Probability that each completion is preferred to one that the mixture gives to the same prompt."""
-        sampled = generate(
-            self.policy,
-            [group.prompt for group in groups],
-            self.config.sampling,
-            samples=self.config.samples_per_prompt,
-            eos_ids=self.eos,
-            seed=derive_seed(self.seed, "opponent", self.iteration),
-            on_step=self.run.stop_if_asked,
-            guide=GeometricMixture(self.reference.model, self.config.mixture_share),
-        )
+        with self.sampling():
+            sampled = generate(
+                self.policy,
+                [group.prompt for group in groups],
+                self.config.sampling,
+                samples=self.config.samples_per_prompt,
+                eos_ids=self.eos,
+                seed=derive_seed(self.seed, "opponent", self.iteration),
+                on_step=self.run.stop_if_asked,
+                guide=GeometricMixture(self.reference.model, self.config.mixture_share),
+            )
         return self.duel(prompts, groups, [Group(g.prompt, [c.tokens for c in row]) for g, row in zip(groups, sampled, strict=True)])
 
     def prepare(self, rollout: Rollout) -> None:

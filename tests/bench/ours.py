@@ -59,9 +59,13 @@ class GatedRun(Run):
 
 
 def main(name: str, model: Path, folder: Path) -> None:
-    """Run one comparison's laps until the driver is done."""
+    """Run one comparison's laps, or the cases of ``scaling``, until the driver is done."""
     gate = Gate()
     prepare_numerics(SEED)
+    if name == "scaling":
+        from tests.bench import scaling
+
+        scaling.serve(gate, model, folder)
     work, writer = WORKS[name], Writer(model)
     if name.startswith("generate"):
         _generate(gate, work, writer, model)
@@ -69,15 +73,17 @@ def main(name: str, model: Path, folder: Path) -> None:
     globals()[f"_{name}"](work, writer, model, run)
 
 
-def _sft(work: Work, writer: Writer, model: Path, run: Run) -> None:
+def _sft(work: Work, writer: Writer, model: Path, run: GatedRun) -> None:
     write_table(run.checkpoints / "demonstrations.parquet", writer.demonstrations(work), Demonstration)
     config = SFTConfig(batch_size=work.batch, epochs=9, optim=OPTIM, checkpoint=NEVER)
+    run.gate.settings = config.model_dump(mode="json")
     sft.train(config, base=model, data=run.checkpoints, seed=SEED, run=run)
 
 
-def _reward_model(work: Work, writer: Writer, model: Path, run: Run) -> None:
+def _reward_model(work: Work, writer: Writer, model: Path, run: GatedRun) -> None:
     write_table(run.checkpoints / "preferences.parquet", writer.preferences(work), Preference)
     config = RewardModelConfig(batch_size=work.batch, epochs=9, optim=OPTIM, checkpoint=NEVER)
+    run.gate.settings = config.model_dump(mode="json")
     reward_model.train(config, policy=model, preferences=run.checkpoints, seed=SEED, run=run)
 
 
@@ -87,19 +93,21 @@ class _DPOWithItsReference(dpo.PreferenceOptimisation):
     def batches(self, update: int) -> list[Batch]:
         batches = super().batches(update)
         chosen = torch.cat([batch.index_P for batch in batches])
+        assert self.ref_logp_P2 is not None
         self.ref_logp_P2[chosen] = sequence_logps(self.policy, [self.pairs.groups[i] for i in chosen.tolist()], self.max_tokens).view(-1, 2)
         return batches
 
 
-def _dpo(work: Work, writer: Writer, model: Path, run: Run) -> None:
+def _dpo(work: Work, writer: Writer, model: Path, run: GatedRun) -> None:
     write_table(run.checkpoints / "preferences.parquet", writer.preferences(work), Preference)
     config = DPOConfig(batch_size=work.batch, epochs=9, optim=OPTIM, checkpoint=NEVER)
     dpo.PreferenceOptimisation = _DPOWithItsReference
     dpo.sequence_logps = lambda policy, groups, max_tokens: torch.zeros(2 * len(groups))
+    run.gate.settings = config.model_dump(mode="json")
     dpo.train(config, policy=model, preferences=run.checkpoints, seed=SEED, run=run)
 
 
-def _grpo(work: Work, writer: Writer, model: Path, run: Run) -> None:
+def _grpo(work: Work, writer: Writer, model: Path, run: GatedRun) -> None:
     write_table(run.checkpoints / "prompts.parquet", writer.prompts(work), Prompt)
     config = GRPOConfig(
         loss="dapo",
@@ -113,10 +121,11 @@ def _grpo(work: Work, writer: Writer, model: Path, run: Run) -> None:
         optim=OPTIM,
         checkpoint=NEVER,
     )
+    run.gate.settings = config.model_dump(mode="json")
     grpo.train(config, policy=model, data=run.checkpoints, reward=None, seed=SEED, run=run)
 
 
-def _ppo(work: Work, writer: Writer, model: Path, run: Run) -> None:
+def _ppo(work: Work, writer: Writer, model: Path, run: GatedRun) -> None:
     write_table(run.checkpoints / "prompts.parquet", writer.prompts(work), Prompt)
     reward = run.checkpoints / "reward"
     reward.mkdir()
@@ -131,14 +140,16 @@ def _ppo(work: Work, writer: Writer, model: Path, run: Run) -> None:
         value_optim=OPTIM,
         checkpoint=NEVER,
     )
+    run.gate.settings = config.model_dump(mode="json")
     ppo.train(config, policy=model, data=run.checkpoints, reward=reward, seed=SEED, run=run)
 
 
 def _generate(gate: Gate, work: Work, writer: Writer, model: Path) -> None:
-    policy, tokenizer = load_policy(model), load_tokenizer(model)
+    policy, tokenizer = load_policy(model, "cuda" if torch.cuda.is_available() else "cpu"), load_tokenizer(model)
     prompts = [render_prompt(tokenizer, prompt.messages) for prompt in writer.prompts(work)]
     sampling = SamplingConfig(max_tokens=work.max_tokens, max_rows=work.batch * work.samples)
     eos, lap, tokens = eos_ids(model, tokenizer), 0, 0
+    gate.settings = sampling.model_dump(mode="json") | {"samples": work.samples, "dtype": str(policy.dtype)}
     while True:
         gate.lap(tokens=tokens)
         begin = lap * work.batch % len(prompts)

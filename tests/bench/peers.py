@@ -4,18 +4,24 @@ Settings that change what is computed are ours (batch, lengths, learning rate, n
 ways, `variant` chooses, and the report names the one that was fastest on the machine at hand.
 """
 
+# The libraries compared with are looked at as their documentation shows them, not as their annotations do.
+# pyright: reportPrivateImportUsage=false, reportMissingImports=false, reportArgumentType=false, reportAttributeAccessIssue=false
+
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
+from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
 from models.training.order import batch_indices
+from models.worker import thread_count
 from tests.bench.gate import Gate
 from tests.bench.work import SEED, WORKS, Work, Writer, plain, share_of_e
 
-TAGS = {"sft": "imitation", "reward_model": "reward_model", "dpo": "dpo", "grpo": "prompts"}  # of this project's batch order
+# Of this project's batch order.
+TAGS = {"sft": "imitation", "reward_model": "reward_model", "dpo": "dpo", "grpo": "prompts", "ppo": "prompts"}
 
 
 class Laps(TrainerCallback):
@@ -41,7 +47,7 @@ def main(name: str, model: Path, folder: Path, variant: str) -> None:
     """Run one comparison's laps until the driver is done."""
     gate = Gate()
     torch.manual_seed(SEED)
-    torch.set_num_threads(torch.get_num_threads())
+    torch.set_num_threads(thread_count())
     work, writer = WORKS[name], Writer(model)
     if name.startswith("generate"):
         _generate(gate, work, writer, model)
@@ -63,7 +69,13 @@ def main(name: str, model: Path, folder: Path, variant: str) -> None:
     globals()[f"_{name}"](gate, work, writer, model, settings, dtype, variant)
 
 
-def _in_our_order(records: list[Any], work: Work, tag: str) -> list[Any]:
+def _configured(gate: Gate, kind: Any, **knobs: Any) -> Any:
+    """A trainer's configuration; the gate tells what was set, all else is the peer's default."""
+    gate.settings = knobs
+    return kind(**knobs)
+
+
+def in_our_order(records: list[Any], work: Work, tag: str) -> list[Any]:
     """Records as this project's loop meets them, for a peer that takes them one after the other."""
     laps = range(len(records) // work.batch)
     return [records[i] for lap in laps for i in batch_indices(len(records), work.batch, lap, SEED, tag)]
@@ -72,9 +84,11 @@ def _in_our_order(records: list[Any], work: Work, tag: str) -> list[Any]:
 def _sft(gate, work, writer, model, settings, dtype, variant) -> None:
     from trl import SFTConfig, SFTTrainer
 
-    records = _in_our_order(writer.demonstrations(work), work, TAGS["sft"])
+    records = in_our_order(writer.demonstrations(work), work, TAGS["sft"])
     rows = [{"prompt": plain(r.messages[:-1]), "completion": plain(r.messages[-1:])} for r in records]
-    config = SFTConfig(
+    config = _configured(
+        gate,
+        SFTConfig,
         **settings,
         per_device_train_batch_size=work.batch,
         train_sampling_strategy="sequential",
@@ -85,13 +99,14 @@ def _sft(gate, work, writer, model, settings, dtype, variant) -> None:
     )
     laps = Laps(gate)
     trainer = SFTTrainer(str(model), args=config, train_dataset=Dataset.from_list(rows), callbacks=[laps])
-    lengths = [len(row) for row in trainer.train_dataset["input_ids"]]
+    tokenised: Any = trainer.train_dataset
+    lengths = [len(row) for row in tokenised["input_ids"]]
     laps.tokens_of_lap = lambda lap: sum(lengths[i % len(lengths)] for i in range(lap * work.batch, (lap + 1) * work.batch))
     trainer.train()
 
 
 def _pairs(writer: Writer, work: Work, tag: str) -> Dataset:
-    records = _in_our_order(writer.preferences(work), work, tag)
+    records = in_our_order(writer.preferences(work), work, tag)
     answer = [{"role": "assistant"}]
     return Dataset.from_list(
         [
@@ -108,7 +123,9 @@ def _pairs(writer: Writer, work: Work, tag: str) -> Dataset:
 def _reward_model(gate, work, writer, model, settings, dtype, variant) -> None:
     from trl import RewardConfig, RewardTrainer
 
-    config = RewardConfig(
+    config = _configured(
+        gate,
+        RewardConfig,
         **settings,
         per_device_train_batch_size=work.batch,
         train_sampling_strategy="sequential",
@@ -122,7 +139,9 @@ def _reward_model(gate, work, writer, model, settings, dtype, variant) -> None:
 def _dpo(gate, work, writer, model, settings, dtype, variant) -> None:
     from trl import DPOConfig, DPOTrainer
 
-    config = DPOConfig(
+    config = _configured(
+        gate,
+        DPOConfig,
         **settings,
         per_device_train_batch_size=work.batch,
         train_sampling_strategy="sequential",
@@ -136,7 +155,7 @@ def _dpo(gate, work, writer, model, settings, dtype, variant) -> None:
 def _grpo(gate, work, writer, model, settings, dtype, variant) -> None:
     from trl import GRPOConfig, GRPOTrainer
 
-    records = _in_our_order(writer.prompts(work), work, TAGS["grpo"])
+    records = in_our_order(writer.prompts(work), work, TAGS["grpo"])
     laps = Laps(gate)
 
     def reward(prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
@@ -145,7 +164,9 @@ def _grpo(gate, work, writer, model, settings, dtype, variant) -> None:
 
     rows = work.batch * work.samples
     passes = 4 if "passes" in variant else 1
-    config = GRPOConfig(
+    config = _configured(
+        gate,
+        GRPOConfig,
         **settings,
         per_device_train_batch_size=rows // passes,
         gradient_accumulation_steps=passes,
@@ -165,9 +186,11 @@ def _ppo(gate, work, writer, model, settings, dtype, variant) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
     policy, reference = (AutoModelForCausalLM.from_pretrained(model, dtype=dtype) for _ in range(2))
     value, reward = (AutoModelForSequenceClassification.from_pretrained(model, dtype=dtype, num_labels=1) for _ in range(2))
-    asked = [plain(r.messages) for r in writer.prompts(work)]
+    asked = [plain(r.messages) for r in in_our_order(writer.prompts(work), work, TAGS["ppo"])]
     rows = [{"input_ids": tokenizer.apply_chat_template(m, add_generation_prompt=True, return_dict=False)} for m in asked]
-    config = PPOConfig(
+    config = _configured(
+        gate,
+        PPOConfig,
         **settings,
         per_device_train_batch_size=work.batch // 4 if "passes" in variant else work.batch,
         gradient_accumulation_steps=4 if "passes" in variant else 1,
@@ -181,7 +204,9 @@ def _ppo(gate, work, writer, model, settings, dtype, variant) -> None:
         kl_coef=0.05,
         total_episodes=work.batch * 1000,
     )
-    PPOTrainer(
+    laps = Laps(gate)
+    _count_responses(laps)
+    trainer = PPOTrainer(
         args=config,
         processing_class=tokenizer,
         model=policy,
@@ -189,13 +214,48 @@ def _ppo(gate, work, writer, model, settings, dtype, variant) -> None:
         reward_model=reward,
         value_model=value,
         train_dataset=Dataset.from_list(rows),
-        callbacks=[Laps(gate)],
-    ).train()
+        callbacks=[laps],
+    )
+    unshuffled = DataLoader(trainer.train_dataset, work.batch, shuffle=False, collate_fn=trainer.data_collator, drop_last=True)
+    trainer.dataloader = trainer.accelerator.prepare(unshuffled)
+    trainer.train()
+
+
+def _count_responses(laps: Laps) -> None:
+    """Have the trainer's truncation of responses, which it does anyway, note their real lengths: up to the stop token and with it."""
+    from trl.experimental.ppo import ppo_trainer
+
+    truncate = ppo_trainer.truncate_response
+
+    def counting(stop: int, pad: int, responses: torch.Tensor) -> torch.Tensor:
+        laps.sampled += real_lengths(responses, [stop])
+        return truncate(stop, pad, responses)
+
+    ppo_trainer.truncate_response = counting
+
+
+def real_lengths(rows: torch.Tensor, stops: list[int]) -> list[int]:
+    """Tokens of each row up to its first stop token, that one counted; what follows is padding."""
+    ended = torch.isin(rows, torch.tensor(stops, device=rows.device)).long().cumsum(-1)
+    return ((ended == 0).sum(-1) + (ended > 0).any(-1)).tolist()
 
 
 def _generate(gate: Gate, work: Work, writer: Writer, model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
     policy = AutoModelForCausalLM.from_pretrained(model, dtype="auto").eval()
+    policy = policy.to("cuda" if torch.cuda.is_available() else "cpu")
+    eos = policy.generation_config.eos_token_id
+    stops = eos if isinstance(eos, list) else [eos]
+    knobs = {
+        "do_sample": True,
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "max_new_tokens": work.max_tokens,
+        "num_return_sequences": work.samples,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    gate.settings = knobs | {"dtype": str(policy.dtype)}
     prompts = [plain(r.messages) for r in writer.prompts(work)]
     lap, tokens = 0, 0
     while True:
@@ -206,17 +266,6 @@ def _generate(gate: Gate, work: Work, writer: Writer, model: Path) -> None:
         )
         torch.manual_seed(lap)
         with torch.inference_mode():
-            out = policy.generate(
-                **batch,
-                do_sample=True,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                max_new_tokens=work.max_tokens,
-                num_return_sequences=work.samples,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        new = out[:, batch["input_ids"].shape[1] :]
-        ended = (new == policy.generation_config.eos_token_id).long().cumsum(-1)
-        tokens = int(((ended == 0).sum(-1) + (ended > 0).any(-1)).sum())
+            out = policy.generate(**batch.to(policy.device), **knobs)
+        tokens = sum(real_lengths(out[:, batch["input_ids"].shape[1] :], stops))
         lap += 1

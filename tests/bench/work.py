@@ -47,9 +47,9 @@ class Writer:
         self.words = [token[1:] for token in vocabulary if token[0] == "Ġ" and len(token) > 4 and token.isalpha() and token[1:].isascii()]
         self.draw = random.Random(seed)
 
-    def text(self, median_tokens: int) -> str:
-        """Words, about as many as tokens."""
-        count = max(4, round(self.draw.lognormvariate(0.0, 0.5) * median_tokens))
+    def text(self, median_tokens: int, spread: float = 0.5) -> str:
+        """Words, about as many as tokens; ``spread`` is the deviation of the length's logarithm."""
+        count = max(4, round(self.draw.lognormvariate(0.0, spread) * median_tokens))
         return " ".join(self.draw.choice(self.words) for _ in range(count))
 
     def demonstrations(self, work: Work) -> list[Demonstration]:

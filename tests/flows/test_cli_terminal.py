@@ -62,6 +62,8 @@ def test_durations(seconds, text):
 
 def test_rates_have_their_unit():
     assert rates_in_words({"tokens_per_s": 1310.2, "reward": 0.5}) == "1310 tokens/s, 0.5 reward"
+    shares = {"generate_share": 0.614, "score_share": 0.124, "train_share": 0.262}
+    assert rates_in_words({"tokens_per_s": 310.0} | shares) == "310 tokens/s, generate 61 %, score 12 %, train 26 %"
 
 
 def display(terminal: bool) -> tuple[Display, io.StringIO]:

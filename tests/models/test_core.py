@@ -1,6 +1,8 @@
 """The one loop: what is not finite never reaches the weights, what is saved is all there is, SIGTERM is obeyed at the next step."""
 
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,9 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from models.configs.checkpointing import CheckpointConfig
+from models.configs.grpo import GRPOConfig
+from models.configs.nash_md import NashMDConfig
+from models.configs.online_rejection_sampling import OnlineRejectionSamplingConfig
 from models.configs.optimisation import OptimConfig
+from models.configs.sampling import SamplingConfig
+from models.generation import generate
 from models.losses.sums import Sums, mean_of
-from models.run import Run, Stopped
+from models.run import Run, Stopped, read_journal
+from models.training import core, grpo, nash_md, online_rejection_sampling, rollout
 from models.training.core import Algorithm, Loop, fit
 from models.training.optimiser import Trainee
 
@@ -219,3 +227,94 @@ def test_checkpoints_come_by_count_and_by_time(new_run: Callable[..., Run], monk
     assert saved(CheckpointConfig(every_s=0, every_updates=2)) == [2, 4]
     assert saved(ALWAYS) == [1, 2, 3, 4], "not after the last update: the result itself is written then"
     assert saved(CheckpointConfig(every_s=1e-9)) == [1, 2, 3, 4]
+
+
+# Where the time goes
+
+
+class Clock:
+    """Stands in for the module time: what is awaited takes as long as it says, and nothing else takes any."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Sampler(Toy):
+    """Rounds of two updates: 6 s of sampling and 2 s of scoring before the first of them, and 1 s a micro-batch."""
+
+    sampling_s = 0.0
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def batches(self, update: int) -> list[Tensor]:
+        if update % 2 == 0:
+            for _ in range(2):
+                with self.sampling():
+                    self.clock.now += 3.0
+            self.clock.now += 2.0
+        return super().batches(update)
+
+    def loss(self, batch: Tensor) -> tuple[Tensor, Sums]:
+        self.clock.now += 1.0
+        return super().loss(batch)
+
+
+def test_time_is_shared_between_generate_score_and_train_by_hand(run: Run, monkeypatch: pytest.MonkeyPatch):
+    clock = Clock()
+    monkeypatch.setattr(core, "time", clock)
+    shown: list[dict[str, float]] = []
+    monkeypatch.setattr(run, "progress", lambda done, total, **rates: shown.append(rates))
+    fitted(run, Sampler(clock), 3)
+    run.close()
+    metrics = [entry["metrics"] for entry in read_journal(run.checkpoints / "journal.jsonl")]
+    assert [[m[f"time/{name}_s"] for name in ("generate", "score", "train", "prepare", "step")] for m in metrics] == [
+        [6, 2, 2, 8, 10],
+        [0, 0, 2, 0, 2],
+        [6, 2, 2, 8, 10],
+    ]
+    assert [m["time/tokens_per_s"] for m in metrics] == [0.8, 4.0, 0.8]
+    shares = [[rates[f"{name}_share"] for name in ("generate", "score", "train")] for rates in shown]
+    assert shares == [pytest.approx([0.6, 0.2, 0.2]), pytest.approx([6 / 12, 2 / 12, 4 / 12]), pytest.approx([12 / 22, 4 / 22, 6 / 22])]
+    assert [rates["tokens_per_s"] for rates in shown] == [0.8, 4.0, 0.8]
+
+
+def test_a_method_that_does_not_sample_reports_no_shares(run: Run, monkeypatch: pytest.MonkeyPatch):
+    shown: list[dict[str, float]] = []
+    monkeypatch.setattr(run, "progress", lambda done, total, **rates: shown.append(rates))
+    fitted(run, Toy(), 1)
+    assert sorted(shown[0]) == ["prepare_s", "step_s", "tokens_per_s"]
+
+
+ROUND = {"samples_per_prompt": 2, "sampling": SamplingConfig(max_tokens=2), "optim": OPTIM}
+SAMPLING_METHODS: list[tuple[Any, Any]] = [
+    (rollout, GRPOConfig(reward="verifier", iterations=2, prompts_per_iteration=1, **ROUND)),
+    (nash_md, NashMDConfig(reward="verifier", iterations=2, prompts_per_iteration=1, **ROUND)),
+    (online_rejection_sampling, OnlineRejectionSamplingConfig(reward="verifier", rounds=2, prompts_per_round=1, **ROUND)),
+]
+
+
+@pytest.mark.parametrize(("module", "config"), SAMPLING_METHODS, ids=["grpo", "nash_md", "online_rejection_sampling"])
+def test_every_generation_of_a_loop_is_counted(module: Any, config: Any, bandit: Path, run: Run, monkeypatch: pytest.MonkeyPatch):
+    took = 0.0
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        nonlocal took
+        began = time.monotonic()
+        found = generate(*args, **kwargs)
+        took += time.monotonic() - began
+        return found
+
+    for place in {module, rollout}:
+        monkeypatch.setattr(place, "generate", timed)
+    train = grpo.train if module is rollout else module.train
+    train(config, policy=bandit, data=bandit, seed=0, run=run)
+    run.close()
+    metrics = [entry["metrics"] for entry in read_journal(run.checkpoints / "journal.jsonl")]
+    assert took > 0 and sum(m["time/generate_s"] for m in metrics) >= took
+    for m in metrics:
+        assert m["time/generate_s"] + m["time/score_s"] + m["time/train_s"] == pytest.approx(m["time/step_s"])
