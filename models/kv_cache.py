@@ -20,7 +20,7 @@ class DecodeLayout:
     """One new token a row."""
 
     def __init__(self, prompts: list[KeysValues], prompt_tokens_P: Tensor, samples: int, max_tokens: int):
-        """``prompts``: keys and values of each layer, ``[J, P, T, D]``. Every prompt gets ``samples`` rows of up to ``max_tokens`` tokens."""
+        """``prompts``: of each layer, ``[J, P, T, D]``. Each prompt gets ``samples`` rows of at most ``max_tokens`` tokens."""
         self.prompts = prompts
         self.prompt_tokens_P = prompt_tokens_P
         self.prompt_R = torch.arange(len(prompt_tokens_P), device=prompt_tokens_P.device).repeat_interleave(samples)
