@@ -26,7 +26,8 @@ from models.configs.sft import SFTConfig
 from models.precision import resolve_dtype
 
 PROCESS_BYTES = 430 * 2**20  # interpreter, torch, transformers and the tables' library, without any tensor
-HEAD_CHUNK_TOKENS = 256  # as in models.logprobs
+BLOCK_LOGITS, BLOCK_COLUMNS = 2 * 2**20, 1024  # as in models.vocabulary_head
+SCORE_CHUNK_TOKENS = 256  # as in models.training.token_reward
 SHORT_TOKENS = 256  # as in models.attention: the scores of longer sequences are never all there at once
 
 # SmolLM2-135M, so that a plan can tell before the wheel was ever downloaded.
@@ -178,7 +179,7 @@ def estimate(stage: str, config: BaseModel, shape: ModelShape, lengths: Lengths 
     return replace(
         models,
         # A loss over policy and critic keeps what both have computed until its backward pass.
-        activations=max(max(1, trained) * activations + _head(shape, trained), rounded_gradients),
+        activations=max(max(1, trained) * activations + _head(shape, config, trained), rounded_gradients),
         kv_cache=_cache(shape, config, lengths.prompt_tokens),
     )
 
@@ -266,9 +267,18 @@ def _one_layer(shape: ModelShape, tokens: int) -> int:
     return tokens * (2 * shape.hidden + 3 * shape.intermediate) * shape.weight_bytes
 
 
-def _head(shape: ModelShape, trained: int) -> int:
-    """Logits of one chunk, their softmax and two gradients; in training also the head's gradient of that chunk."""
-    return 4 * HEAD_CHUNK_TOKENS * shape.vocabulary * 4 + (trained > 0) * shape.vocabulary * shape.hidden * shape.weight_bytes
+def _head(shape: ModelShape, config: BaseModel, trained: int) -> int:
+    """One block of logits, its powers of two and its rounded copy; in training also the head's gradient and that of the hidden states.
+
+    A head of rewards as wide as the vocabulary has no blocks: four copies of the scores of a chunk of tokens.
+    """
+    gradient = (trained > 0) * shape.vocabulary * shape.hidden * shape.weight_bytes
+    if isinstance(config, TokenRewardConfig):
+        return 4 * SCORE_CHUNK_TOKENS * shape.vocabulary * 4 + gradient
+    tokens = getattr(config, "micro_batch_tokens", 0)
+    logits = min(tokens * shape.vocabulary, max(BLOCK_LOGITS, tokens * BLOCK_COLUMNS))
+    hidden = (trained > 0) * tokens * shape.hidden * (4 + 2 * shape.weight_bytes)
+    return logits * (2 * 4 + shape.weight_bytes % 4) + hidden + gradient
 
 
 def _cache(shape: ModelShape, config: BaseModel, prompt_tokens: int) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 from models.configs.guidance import TokenRewardConfig
 from models.heads import TokenRewardModel, new_token_reward, save_scalar
 from models.loading import load_policy
-from models.logprobs import HEAD_CHUNK_TOKENS, head_weight, hidden_states
+from models.logprobs import head_weight, hidden_states
 from models.losses.guidance import best_continuation_loss
 from models.losses.reward_model import bradley_terry_loss
 from models.losses.sums import Sums
@@ -23,6 +23,8 @@ from models.training.optimiser import Trainee
 from models.training.order import updates_for
 from models.training.pairs import Batch, PairAlgorithm, Pairs, read_pairs
 from models.training.reward_model import measure, rule_of
+
+CHUNK_TOKENS = 256  # scores of this many prefixes exist at once, each as wide as the vocabulary
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,8 @@ def constraint(model: TokenRewardModel, policy: Any, batch: ConstraintBatch, min
 def best_scores(model: TokenRewardModel, hidden_SE: Tensor, policy: Any, policy_SE: Tensor | None, min_chance: float) -> Tensor:
     """The highest score of a next token that the policy may take, for each prefix ``[S]``; chunk by chunk, as wide as the vocabulary."""
     best = []
-    for begin in range(0, len(hidden_SE), HEAD_CHUNK_TOKENS):
-        part = slice(begin, begin + HEAD_CHUNK_TOKENS)
+    for begin in range(0, len(hidden_SE), CHUNK_TOKENS):
+        part = slice(begin, begin + CHUNK_TOKENS)
         score_SV = model.every(hidden_SE[part])
         if policy_SE is not None:
             p_SV = (policy_SE[part] @ head_weight(policy).T).to(score_SV.dtype).softmax(-1)

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from data.records import Demonstration, Message, Preference, Prompt
 from data.tables import write_table
-from models import attention, logprobs, memory
+from models import attention, memory, vocabulary_head
 from models.configs.base_model import BaseModelConfig, ScratchConfig
 from models.configs.dpo import DPOConfig
 from models.configs.evaluation import EvaluateConfig
@@ -28,6 +28,7 @@ from models.configs.sft import SFTConfig
 from models.heads import RewardRule, new_scalar, save_scalar
 from models.memory import BytesPerParameter, Lengths, estimate, lengths_of, memory_of_models, shape_for, shape_of
 from models.scratch import make_scratch
+from models.training import token_reward
 
 # 38 million parameters: large enough that weights are most of what a stage holds.
 LARGE = ScratchConfig(hidden_size=512, intermediate_size=1536, layers=12, heads=8, kv_heads=4, max_position=512)
@@ -171,7 +172,8 @@ def test_lengths_come_from_the_report_of_the_data(tmp_path: Path) -> None:
 
 
 def test_constants_of_modules_that_import_torch_are_the_same_here() -> None:
-    assert (memory.HEAD_CHUNK_TOKENS, memory.SHORT_TOKENS) == (logprobs.HEAD_CHUNK_TOKENS, attention.SHORT_TOKENS)
+    assert (memory.BLOCK_LOGITS, memory.BLOCK_COLUMNS) == (vocabulary_head.BLOCK_LOGITS, vocabulary_head.BLOCK_COLUMNS)
+    assert (memory.SCORE_CHUNK_TOKENS, memory.SHORT_TOKENS) == (token_reward.CHUNK_TOKENS, attention.SHORT_TOKENS)
 
 
 def test_a_shape_known_beforehand_is_that_of_the_saved_model(large: Path) -> None:
