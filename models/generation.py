@@ -4,7 +4,6 @@ Axes: ``R`` rows (prompt x sample) being generated, ``A`` alternatives for a nex
 ``D`` head width, ``V`` vocabulary.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -100,12 +99,11 @@ def generate(
 def _generate_wave(policy, step, prompts, rows: list[Completion], samples, sampling, eos_ids, noise, on_step, on_tokens, guide) -> None:
     layout, hidden_RE = prefill(policy, prompts, samples, sampling.max_tokens)
     guide.begin(prompts, samples, sampling.max_tokens)
-    head_VE = head_weight(policy)
     running = list(range(len(rows)))
     for place in range(sampling.max_tokens):
         if on_step is not None:
             on_step()
-        logits_RV = guide.adjust(hidden_RE @ head_VE.T)
+        logits_RV = guide.adjust(step.logits(hidden_RE))
         token_R, logp_R = sample_tokens(logits_RV, sampling, noise)
         tokens = token_R.tolist()
         for r, token, logp in zip(running, tokens, logp_R.tolist(), strict=True):
@@ -145,12 +143,27 @@ def prefill(policy: PreTrainedModel, prompts: Sequence[Sequence[int]], samples: 
     return DecodeLayout(caches, length_P, samples, max_tokens), last_E.repeat_interleave(samples, 0)
 
 
-def decoder_of(policy: PreTrainedModel, max_tokens: int) -> Callable[[Tensor, DecodeLayout], Tensor]:
-    """The fastest ``decode`` for a policy as it is now."""
+class GeneralDecoder:
+    """Steps any transformers decoder."""
+
+    def __init__(self, policy: PreTrainedModel):
+        self.policy, self.head_VE = policy, head_weight(policy)
+
+    def __call__(self, token_R: Tensor, layout: DecodeLayout) -> Tensor:
+        """As ``decode``."""
+        return decode(self.policy, token_R, layout)
+
+    def logits(self, hidden_RE: Tensor) -> Tensor:
+        """Of the next token of each row: ``[R, V]``."""
+        return hidden_RE @ self.head_VE.T
+
+
+def decoder_of(policy: PreTrainedModel, max_tokens: int) -> GeneralDecoder | LeanDecoder:
+    """The fastest step for a policy as it is now."""
     reason = unsupported(policy)
     if reason:
         say_once(f"sampling takes the general path, about a third slower: the model cannot be stepped by models/lean_decoder.py: {reason}")
-    return functools.partial(decode, policy) if reason or max_tokens < WORTH_JOINING else LeanDecoder(policy)
+    return GeneralDecoder(policy) if reason or max_tokens < WORTH_JOINING else LeanDecoder(policy)
 
 
 def decode(policy: PreTrainedModel, token_R: Tensor, layout: DecodeLayout) -> Tensor:

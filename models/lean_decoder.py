@@ -74,6 +74,8 @@ class LeanDecoder:
         model: Any = policy.base_model
         self.embed, self.rotary, self.norm = model.embed_tokens, model.rotary_emb, model.norm
         self.layers = [_layer(layer) for layer in model.layers]
+        head: Any = policy.get_output_embeddings()
+        self.head = Joined([head])
         self.heads = policy.config.num_attention_heads
         self.shared = policy.config.num_key_value_heads
 
@@ -95,6 +97,11 @@ class LeanDecoder:
         return _normed(self.norm, x_RE)
 
 
+    def logits(self, hidden_RE: Tensor) -> Tensor:
+        """Of the next token of each row: ``[R, V]``."""
+        return self.head(hidden_RE)
+
+
 def unsupported(policy: PreTrainedModel) -> str:
     """Why a model cannot be stepped by ``LeanDecoder``; empty if it can."""
     if policy.config.model_type not in MODEL_TYPES:
@@ -105,6 +112,7 @@ def unsupported(policy: PreTrainedModel) -> str:
     model: Any = policy.base_model
     first = model.layers[0]
     parts = (first.self_attn.q_proj, first.self_attn.v_proj, first.self_attn.o_proj, first.mlp.gate_proj, first.mlp.down_proj)
+    parts = (*parts, policy.get_output_embeddings())
     return "" if all(type(part) is nn.Linear for part in parts) else "it carries adapters or quantised layers"
 
 

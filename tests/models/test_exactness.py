@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from data.packing import Group, pack
-from models import attention, logprobs
+from models import attention, vocabulary_head
 from models.attention import NAME
 from models.configs.dpo import DPOConfig
 from models.configs.grpo import GRPOConfig
@@ -183,8 +183,9 @@ def trained(algorithm: Algorithm, policy: nn.Module, batches: list[Any]) -> tupl
 
 @pytest.fixture(params=["short", "long"])
 def paths(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways of attention, and a head in chunks of a few tokens."""
-    monkeypatch.setattr(logprobs, "HEAD_CHUNK_TOKENS", 7)
+    """Both ways of attention, and a head in blocks of a few columns."""
+    monkeypatch.setattr(vocabulary_head, "BLOCK_LOGITS", 1)
+    monkeypatch.setattr(vocabulary_head, "BLOCK_COLUMNS", 70)
     if request.param == "long":
         monkeypatch.setattr(attention, "SHORT_TOKENS", 0)
 

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from models import lean_decoder, notices
 from models.attention import NAME
 from models.configs.lora import LoraSettings
-from models.generation import decode, decoder_of, prefill, read_inverse
+from models.generation import GeneralDecoder, decode, decoder_of, prefill, read_inverse
 from models.lean_decoder import Joined, LeanDecoder, rotate, unsupported
 from models.lora import add_adapters
 
@@ -53,6 +53,8 @@ def test_the_lean_step_is_the_general_step(kind: str):
         # transformers computes norms and rotary angles in float32 whatever the model's type: 1e-6, where the paths agree otherwise.
         assert torch.allclose(lean(token_R, ours), decode(model, token_R, general), atol=3e-6)
         token_R = token_R + 1
+    hidden_RE = torch.randn(3, SHAPE["hidden_size"], dtype=torch.float64)
+    assert torch.equal(lean.logits(hidden_RE), GeneralDecoder(model).logits(hidden_RE))
 
 
 @torch.no_grad()
