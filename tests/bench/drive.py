@@ -13,7 +13,7 @@ from typing import Any
 
 from models.worker import thread_count
 from tasks.home import ENVIRONMENT
-from tests.bench.work import WORKS
+from tests.bench.work import FITTING, WORKS
 
 ROOT = Path(__file__).resolve().parents[2]
 QUIET = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
@@ -23,13 +23,14 @@ QUIET = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "TRL_EXPERIME
 class Setting:
     """How a comparison is run: laps that count, laps before them, the peer's way of doing the work, and what it is given.
 
-    ``peer_environment``: "same" gives both sides this project's environment variables (allocator, threads), "plain" gives the peer none.
+    ``peer_environment``: "plain" gives the peer the environment that its users have, "same" gives it this project's variables (allocator,
+    threads) too; with those a peer's larger buffers stay with the process and its peak grows from lap to lap.
     """
 
     laps: int = 5
     warmup: int = 1
     variant: str = ""
-    peer_environment: str = "same"
+    peer_environment: str = "plain"
     ppo_path: str = ""
 
     def environment(self, kind: str, name: str) -> dict[str, str]:
@@ -90,7 +91,7 @@ def start(kind: str, name: str, model: Path, folder: Path, setting: Setting) -> 
     folder.mkdir(parents=True)
     command = [sys.executable, "-m", "tests.bench.side", kind, name, str(model), str(folder / "work")]
     if kind == "peer":
-        command.append(setting.variant)
+        command.append(setting.variant or FITTING.get(name, ""))
     return Side(command, folder / "log.txt", setting.environment(kind, name))
 
 
