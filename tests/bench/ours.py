@@ -30,6 +30,7 @@ from tests.bench.gate import Gate
 from tests.bench.work import SEED, WORKS, Work, Writer
 
 NEVER = CheckpointConfig(every_s=0, every_updates=0)
+PASS_TOKENS = 1280  # of the methods that sample: as much as the peer's passes of 8 completions hold
 OPTIM = OptimConfig(learning_rate=1e-6, schedule="constant", warmup_share=0)
 
 
@@ -120,6 +121,7 @@ def _grpo(work: Work, writer: Writer, model: Path, run: GatedRun) -> None:
         sampling=SamplingConfig(max_tokens=work.max_tokens),
         optim=OPTIM,
         checkpoint=NEVER,
+        micro_batch_tokens=PASS_TOKENS,
     )
     run.gate.settings = config.model_dump(mode="json")
     grpo.train(config, policy=model, data=run.checkpoints, reward=None, seed=SEED, run=run)
@@ -139,6 +141,7 @@ def _ppo(work: Work, writer: Writer, model: Path, run: GatedRun) -> None:
         optim=OPTIM,
         value_optim=OPTIM,
         checkpoint=NEVER,
+        micro_batch_tokens=PASS_TOKENS,
     )
     run.gate.settings = config.model_dump(mode="json")
     ppo.train(config, policy=model, data=run.checkpoints, reward=reward, seed=SEED, run=run)
