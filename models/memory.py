@@ -282,14 +282,21 @@ def _head(shape: ModelShape, config: BaseModel, trained: int) -> int:
 
 
 def _cache(shape: ModelShape, config: BaseModel, prompt_tokens: int) -> int:
-    """Keys and values of the rows at once (half of them are there twice when rows that have ended leave), and five copies of the logits."""
+    """Keys and values of the prompts, once each, and of the rows at once (half of them are there twice when rows that have ended leave);
+    their logits, as computed and in float32; and the copy of the weights that sampling makes: in half precision of all, laid out, otherwise
+    of those that are joined.
+    """
     sampling = getattr(config, "sampling", None)
     if not isinstance(sampling, SamplingConfig):
         return 0
+    samples = getattr(config, "samples_per_prompt", 1)
     prompts = getattr(config, "prompts_per_iteration", 0) or getattr(config, "chunk_prompts", sampling.max_rows)
-    rows = min(sampling.max_rows, prompts * getattr(config, "samples_per_prompt", 1))
-    keys_and_values = rows * (prompt_tokens + sampling.max_tokens) * shape.layers * 2 * shape.kv_width * shape.weight_bytes
-    return 3 * keys_and_values // 2 + 5 * rows * shape.vocabulary * 8
+    rows = min(sampling.max_rows, prompts * samples)
+    tokens = rows // samples * prompt_tokens + rows * sampling.max_tokens * 3 // 2
+    keys_and_values = tokens * shape.layers * 2 * shape.kv_width * shape.weight_bytes
+    joined = shape.layers * shape.hidden * (shape.hidden + 2 * shape.kv_width + 2 * shape.intermediate)
+    copied = (shape.parameters if shape.weight_bytes < 4 else joined) * shape.weight_bytes
+    return keys_and_values + rows * shape.vocabulary * (shape.weight_bytes + 4) + copied
 
 
 def available_bytes() -> int:
