@@ -8,6 +8,7 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.judgements import Candidates, Judgement
 from data.records import Demonstration, Label, Preference, Prompt, Ranking, Record
 
 R = TypeVar("R", bound=Record)
@@ -24,6 +25,25 @@ _FIELDS: dict[type[Record], list[tuple[str, pa.DataType]]] = {
         ("completions", pa.list_(pa.string())),
         ("ranks", pa.list_(pa.int64())),
         ("scores", pa.list_(pa.float64())),
+    ],
+    Candidates: [
+        ("prompt", _MESSAGES),
+        ("completions", pa.list_(pa.string())),
+        ("writers", pa.list_(pa.string())),
+        ("answer", pa.string()),
+        ("verifier", pa.string()),
+        ("metadata", pa.string()),
+    ],
+    Judgement: [
+        ("judge", pa.string()),
+        ("prompt", _MESSAGES),
+        ("completions", pa.list_(pa.string())),
+        ("ranks", pa.list_(pa.int64())),
+        ("grade", pa.int64()),
+        ("scores", pa.list_(pa.float64())),
+        ("order", pa.list_(pa.int64())),
+        ("reason", pa.string()),
+        ("comment", pa.string()),
     ],
 }
 _RECORD_KEY = b"posttrain.record"
