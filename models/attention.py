@@ -3,8 +3,8 @@
 transformers lets a model name its attention function; ours is called ``posttrain`` and asks the *layout* that was passed to
 ``forward(layout=...)`` what attends to what. Without a layout it is plain ``sdpa``.
 
-Axes: ``N`` packed tokens, ``K`` groups, ``L`` tokens of the longest group of a bucket, ``H`` query heads, ``J`` key-value heads,
-``D`` head width.
+Axes: ``N`` packed tokens, ``M`` those of a bucket, ``K`` groups, ``L`` tokens of the longest group of a bucket, ``H`` query heads,
+``J`` key-value heads, ``D`` head width.
 """
 
 from typing import Protocol
@@ -17,6 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from data.packing import Packed
+from models.short_attention import Bucket, short_attention
 
 NAME = "posttrain"
 BUCKET_RATIO = 1.25  # groups whose lengths differ by less share one padded attention call
@@ -41,31 +42,30 @@ class PackedLayout:
 
     def __init__(self, packed: Packed, keep: bool = False):
         self.kept: dict[int, tuple[Tensor, Tensor]] | None = {} if keep else None
-        self.buckets = [_bucket(packed, members) for members in _similar_lengths(packed.group_starts_K)]
+        buckets = [_bucket(packed, members) for members in _similar_lengths(packed.group_starts_K)]
+        fused = packed.input_ids_N.is_cuda
+        self.short = [] if fused else [b for b in buckets if b.index_KL.shape[1] <= SHORT_TOKENS]
+        self.long = [b for b in buckets if fused or b.index_KL.shape[1] > SHORT_TOKENS]
+        self.place_N = torch.cat([b.token_M for b in (*self.short, *self.long)]).argsort()
+        self.biases: list[Tensor] = []
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         if self.kept is not None:
             self.kept[layer] = (key[0], value[0])
         q_NHD, k_NJD, v_NJD = (x[0].transpose(0, 1) for x in (query, key, value))
-        out_NHD = torch.empty_like(q_NHD) if len(self.buckets) == 1 else torch.zeros_like(q_NHD)
-        for index_KL, real_M, mask_K1LL in self.buckets:
-            q, k, v = (x[index_KL].transpose(1, 2) for x in (q_NHD, k_NJD, v_NJD))
-            a = _masked_attention(q, k, v, mask_K1LL, scaling)
-            a_MHD = a.transpose(1, 2).flatten(0, 1)[real_M]
-            out_NHD = out_NHD.index_put((index_KL.flatten()[real_M],), a_MHD)
-        return out_NHD[None]
+        if not self.biases:  # of all layers
+            self.biases = [bucket.bias(query.shape[1], key.shape[1], query.dtype) for bucket in self.short]
+        outputs = [short_attention(q_NHD, k_NJD, v_NJD, self.short, self.biases, scaling)] if self.short else []
+        outputs += [_fused_attention(q_NHD, k_NJD, v_NJD, bucket, scaling) for bucket in self.long]
+        return torch.cat(outputs).index_select(0, self.place_N)[None]
 
 
-def _masked_attention(q_KHLD: Tensor, k_KJLD: Tensor, v_KJLD: Tensor, mask_K1LL: Tensor, scaling: float) -> Tensor:
-    """softmax(scaling q k^T) v where the mask is True: ``[K, H, L, D]``; no key-value head is repeated in memory."""
-    groups, heads, length, width = q_KHLD.shape
-    shared = k_KJLD.shape[1]
-    if length > SHORT_TOKENS or q_KHLD.is_cuda:
-        return F.scaled_dot_product_attention(q_KHLD, k_KJLD, v_KJLD, attn_mask=mask_K1LL, scale=scaling, enable_gqa=heads != shared)
-    scores = q_KHLD.reshape(groups, shared, -1, width) @ k_KJLD.transpose(-1, -2)
-    wide = scores.view(groups, heads, length, length).to(torch.promote_types(scores.dtype, torch.float32)) * scaling
-    weights = wide.masked_fill(~mask_K1LL, -torch.inf).softmax(-1).to(q_KHLD.dtype)
-    return (weights.view(groups, shared, -1, length) @ v_KJLD).view(groups, heads, length, width)
+def _fused_attention(q_NHD: Tensor, k_NJD: Tensor, v_NJD: Tensor, bucket: Bucket, scaling: float) -> Tensor:
+    """The same by the library's fused kernel: ``[M, H, D]``."""
+    q, k, v = (x[bucket.index_KL].transpose(1, 2) for x in (q_NHD, k_NJD, v_NJD))
+    mask_K1LL = bucket.mask_KLL[:, None]
+    a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_K1LL, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])
+    return a.transpose(1, 2).flatten(0, 1)[bucket.real_M]
 
 
 def _similar_lengths(starts_K: Tensor) -> list[list[int]]:
@@ -80,8 +80,7 @@ def _similar_lengths(starts_K: Tensor) -> list[list[int]]:
     return buckets
 
 
-def _bucket(packed: Packed, members: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Gather index ``[K, L]``, flat positions of real tokens ``[M]``, and the mask ``[K, 1, L, L]`` of one bucket."""
+def _bucket(packed: Packed, members: list[int]) -> Bucket:
     device = packed.input_ids_N.device
     chosen = torch.tensor(members, device=device)
     start_K = packed.group_starts_K[chosen]
@@ -94,7 +93,7 @@ def _bucket(packed: Packed, members: list[int]) -> tuple[Tensor, Tensor, Tensor]
     related_KLL = (branch_KL[:, None, :] == 0) | (branch_KL[:, None, :] == branch_KL[:, :, None])
     # A padded query attends to slot 0, so that no row of the softmax is empty; its output is thrown away.
     mask_KLL = (causal_LL & related_KLL & real_KL[:, None, :]) | (slot_L == 0)
-    return index_KL, real_KL.flatten().nonzero()[:, 0], mask_KLL[:, None]
+    return Bucket(index_KL, real_KL.flatten().nonzero()[:, 0], mask_KLL)
 
 
 def _attention(module, query, key, value, attention_mask, scaling=None, layout: Layout | None = None, **kwargs):

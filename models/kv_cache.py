@@ -1,7 +1,7 @@
 """The sampler's memory of keys and values: a prompt's once for all its rows, and each row's own.
 
 Rows (prompt x sample) are generated together, one token at a time. What a row attends to is its prompt, read once for all rows of that
-prompt, and what was sampled for it, in slots that are allocated once and written in place.
+prompt, and what was sampled for it, in slots that are written in place.
 
 Heads come first in every tensor, so that rows, prompts and seats are views of one another and nothing but the new token is copied.
 
@@ -11,9 +11,13 @@ head is repeated in memory), ``A`` new tokens of a row, ``M`` = G x A queries, `
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 KeysValues = tuple[Tensor, Tensor]
+
+# Slots are added so many at a time and are all read: a matrix product copies what is only part of a tensor, and a copy costs more.
+SLOTS = 16
 
 
 class DecodeLayout:
@@ -25,10 +29,8 @@ class DecodeLayout:
         self.prompt_tokens_P = prompt_tokens_P
         self.prompt_R = torch.arange(len(prompt_tokens_P), device=prompt_tokens_P.device).repeat_interleave(samples)
         self.own_R = torch.zeros_like(self.prompt_R)
-        heads, _, _, width = prompts[0][0].shape
-        # Zeros, not garbage: a weight of 0 for a slot that was never written must give 0.
-        own = (heads, len(self.prompt_R), max_tokens, width)
-        self.own = [(k.new_zeros(own), v.new_zeros(own)) for k, v in prompts]
+        self.max_tokens = max_tokens
+        self.own = [(k[:, self.prompt_R, :0], v[:, self.prompt_R, :0]) for k, v in prompts]
         self._seat()
         self._prepare()
 
@@ -52,14 +54,23 @@ class DecodeLayout:
         self.row_R = torch.arange(len(self.own_R), device=self.own_R.device)
         longest = int(self.own_R.max())
         self.lockstep = bool((self.own_R == longest).all())
-        self.used = longest + 1
-        self.bias_R1T = bias_of(self.seen(self.own_R + 1, self.used), self.prompts[0][0].dtype)[:, None]
+        self.next = longest
+        missing = longest + 1 - self.own[0][0].shape[2]
+        if missing > 0:
+            self._add_slots(missing)
+        self.bias_R1T = bias_of(self.seen(self.own_R + 1), self.prompts[0][0].dtype)[:, None]
 
-    def seen(self, own_R: Tensor, used: int) -> Tensor:
-        """True for the tokens of each row's prompt and its first ``own_R`` own ones, of ``used`` slots: ``[R, T]``."""
-        device = own_R.device
-        prompt_RT = torch.arange(self.prompts[0][0].shape[2], device=device) < self.prompt_tokens_P[self.prompt_R, None]
-        return torch.cat([prompt_RT, torch.arange(used, device=device) < own_R[:, None]], dim=1)
+    def _add_slots(self, missing: int) -> None:
+        there = self.own[0][0].shape[2]
+        slots = max(missing, min(there + SLOTS, self.max_tokens) - there)
+        for layer, kept in enumerate(self.own):  # layer by layer: only one is there twice
+            # Zeros, not garbage: a weight of 0 for a slot that was never written must give 0.
+            self.own[layer] = tuple(F.pad(x, (0, 0, 0, slots)) for x in kept)  # pyright: ignore[reportArgumentType]
+
+    def seen(self, own_R: Tensor) -> Tensor:
+        """True for the tokens of each row's prompt and its first ``own_R`` own ones: ``[R, T]``."""
+        prompt_T, own_T = (torch.arange(kept[0][0].shape[2], device=own_R.device) for kept in (self.prompts, self.own))
+        return torch.cat([prompt_T < self.prompt_tokens_P[self.prompt_R, None], own_T < own_R[:, None]], dim=1)
 
     def advance(self) -> None:
         """The token that was just run through the model is part of the past now."""
@@ -89,26 +100,26 @@ class DecodeLayout:
         for kept, new in zip(self.own[layer], (key, value), strict=True):
             new_JRD = new[:, :, 0].transpose(0, 1)
             if self.lockstep:
-                kept[:, :, self.used - 1] = new_JRD
+                kept[:, :, self.next] = new_JRD
             else:
                 kept[:, self.row_R, self.own_R] = new_JRD
         q_JRMD = heads_first(query, key.shape[1])
-        weights_JRMT = softmax(self.scores(layer, q_JRMD, self.used), scaling, self.bias_R1T)
-        return self.mix(layer, weights_JRMT, self.used).transpose(0, 1).reshape(rows, 1, -1, width)
+        weights_JRMT = softmax(self.scores(layer, q_JRMD), scaling, self.bias_R1T)
+        return self.mix(layer, weights_JRMT).transpose(0, 1).reshape(rows, 1, -1, width)
 
-    def scores(self, layer: int, q_JRMD: Tensor, used: int) -> Tensor:
-        """Products of queries with the keys of their prompt and of the row's first ``used`` own tokens: ``[J, R, M, T]``."""
+    def scores(self, layer: int, q_JRMD: Tensor) -> Tensor:
+        """Products of queries with the keys of their prompt and of the row's own slots: ``[J, R, M, T]``."""
         keys_JPTD, own_JRTD = self.prompts[layer][0], self.own[layer][0]
         by_prompt = self._to_seats(q_JRMD) @ keys_JPTD.transpose(2, 3)
-        own = q_JRMD @ own_JRTD[:, :, :used].transpose(2, 3)
+        own = q_JRMD @ own_JRTD.transpose(2, 3)
         return torch.cat([self._to_rows(by_prompt, q_JRMD.shape[2]), own], dim=3)
 
-    def mix(self, layer: int, weights_JRMT: Tensor, used: int) -> Tensor:
+    def mix(self, layer: int, weights_JRMT: Tensor) -> Tensor:
         """Weighted sums of the values of the same tokens: ``[J, R, M, D]``."""
         values_JPTD, own_JRTD = self.prompts[layer][1], self.own[layer][1]
         slots = values_JPTD.shape[2]
         by_prompt = self._to_seats(weights_JRMT[..., :slots]) @ values_JPTD
-        own = weights_JRMT[..., slots : slots + used] @ own_JRTD[:, :, :used]
+        own = weights_JRMT[..., slots:] @ own_JRTD
         return self._to_rows(by_prompt, weights_JRMT.shape[2]).add_(own)
 
     def _to_seats(self, x_JRMD: Tensor) -> Tensor:
@@ -127,8 +138,7 @@ class BranchLayout:
 
     def __init__(self, cache: DecodeLayout, alternatives: int):
         self.cache = cache
-        self.past = cache.used - 1
-        past_RAT = cache.seen(cache.own_R, self.past)[:, None].expand(-1, alternatives, -1)
+        past_RAT = cache.seen(cache.own_R)[:, None].expand(-1, alternatives, -1)
         itself_RAA = torch.eye(alternatives, dtype=torch.bool, device=past_RAT.device).expand(len(past_RAT), -1, -1)
         self.bias_RAT = bias_of(torch.cat([past_RAT, itself_RAA], dim=2), cache.prompts[0][0].dtype)
 
@@ -137,9 +147,9 @@ class BranchLayout:
         rows, heads, alternatives, width = query.shape
         key_JRAD, value_JRAD = key.transpose(0, 1), value.transpose(0, 1)
         q_JRMD = heads_first(query, key.shape[1])
-        scores = torch.cat([self.cache.scores(layer, q_JRMD, self.past), q_JRMD @ key_JRAD.transpose(2, 3)], dim=3)
+        scores = torch.cat([self.cache.scores(layer, q_JRMD), q_JRMD @ key_JRAD.transpose(2, 3)], dim=3)
         weights = softmax(scores, scaling, self.bias_RAT.repeat(1, heads // key.shape[1], 1))
-        seen_JRMD = self.cache.mix(layer, weights[..., :-alternatives], self.past) + weights[..., -alternatives:] @ value_JRAD
+        seen_JRMD = self.cache.mix(layer, weights[..., :-alternatives]) + weights[..., -alternatives:] @ value_JRAD
         return seen_JRMD.transpose(0, 1).reshape(rows, heads, alternatives, width).transpose(1, 2)
 
 

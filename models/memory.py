@@ -247,10 +247,9 @@ def _activations(shape: ModelShape, tokens: int, sequence_tokens: int) -> int:
     Six widths (two norms before and after scaling, the queries, the outputs; in float32 two more, which half precision keeps as float32
     copies before the norms), keys and values, the four of the feed-forward layer, and the scores of sequences short enough to have them.
     """
-    half = shape.weight_bytes < 4
     widths = 6 * shape.hidden + 2 * shape.kv_width + 4 * shape.intermediate
     scores = shape.heads * min(sequence_tokens, SHORT_TOKENS)  # where the longest has none, shorter ones may
-    per_layer = widths * shape.weight_bytes + 2 * shape.hidden * 4 + scores * (shape.weight_bytes + 4 * half)
+    per_layer = widths * shape.weight_bytes + 2 * shape.hidden * 4 + scores * shape.weight_bytes
     return tokens * shape.layers * per_layer
 
 
