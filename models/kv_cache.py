@@ -63,9 +63,9 @@ class DecodeLayout:
     def _add_slots(self, missing: int) -> None:
         there = self.own[0][0].shape[2]
         slots = max(missing, min(there + SLOTS, self.max_tokens) - there)
-        for layer, kept in enumerate(self.own):  # layer by layer: only one is there twice
+        for layer, (k, v) in enumerate(self.own):  # layer by layer: only one is there twice
             # Zeros, not garbage: a weight of 0 for a slot that was never written must give 0.
-            self.own[layer] = tuple(F.pad(x, (0, 0, 0, slots)) for x in kept)  # pyright: ignore[reportArgumentType]
+            self.own[layer] = F.pad(k, (0, 0, 0, slots)), F.pad(v, (0, 0, 0, slots))
 
     def seen(self, own_R: Tensor) -> Tensor:
         """True for the tokens of each row's prompt and its first ``own_R`` own ones: ``[R, T]``."""

@@ -84,7 +84,7 @@ def _gradients(
     q_BQD: Tensor, k_BLD: Tensor, v_BLD: Tensor, p_BQL: Tensor, grad_BQD: Tensor, scaling: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad_p_BQL = grad_BQD @ v_BLD.transpose(1, 2)
-    grad_s_BQL = torch._softmax_backward_data(grad_p_BQL, p_BQL, -1, p_BQL.dtype)
+    grad_s_BQL = torch.ops.aten._softmax_backward_data(grad_p_BQL, p_BQL, -1, p_BQL.dtype)
     grad_q_BQD = torch.baddbmm(q_BQD, grad_s_BQL, k_BLD, beta=0, alpha=scaling)
     grad_k_BLD = torch.baddbmm(k_BLD, grad_s_BQL.transpose(1, 2), q_BQD, beta=0, alpha=scaling)
     return grad_q_BQD, grad_k_BLD, p_BQL.transpose(1, 2) @ grad_BQD
