@@ -1,9 +1,10 @@
-"""The sampler: a prompt is prefilled once whatever the number of samples, rows that end leave the batch.
+"""The sampler: a prompt is prefilled once whatever the number of samples, rows that end leave the batch and waiting prompts enter it.
 
 Axes: ``R`` rows (prompt x sample) being generated, ``A`` alternatives for a next token, ``J`` key-value heads, ``T`` slots of the cache,
 ``D`` head width, ``V`` vocabulary.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +22,7 @@ from models.notices import say_once
 from models.seeds import derive_seed
 
 KEEP_SHARE = 0.8  # rows are compacted when fewer than this share of them is still running
+REFILL_SHARE = 0.25  # waiting prompts enter when there is room for this share of the prompts that fit
 WORTH_JOINING = 8  # steps from which joined and laid-out weights repay the copy
 BLOCK = 256  # tokens of the vocabulary that are summed before any is chosen
 
@@ -84,46 +86,87 @@ def generate(
         One list of ``samples`` completions a prompt, in the order of the prompts.
     """
     results = [[Completion() for _ in range(samples)] for _ in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    wave = max(1, sampling.max_rows // samples)
-    step = decoder_of(policy, sampling.max_tokens)
-    for number, begin in enumerate(range(0, len(order), wave)):
-        members = order[begin : begin + wave]
-        rows = [completion for i in members for completion in results[i]]
-        noise = torch.Generator(device=policy.device).manual_seed(derive_seed(seed, "wave", number))
-        own = [prompts[i] for i in members]
-        _generate_wave(policy, step, own, rows, samples, sampling, set(eos_ids), noise, on_step, on_tokens, guide or Guide())
+    waiting = deque(sorted(range(len(prompts)), key=lambda i: len(prompts[i])))
+    noise = torch.Generator(device=policy.device).manual_seed(derive_seed(seed, "wave", 0))
+    batch = _Batch(policy, samples, sampling, set(eos_ids), guide or Guide())
+    most = max(1, sampling.max_rows // samples)
+    while waiting or batch.alive:
+        room = most - -(-batch.alive // samples)
+        if not batch.alive or (guide is None and room >= REFILL_SHARE * most):
+            members = [waiting.popleft() for _ in range(min(room, len(waiting)))]
+            batch.admit([prompts[i] for i in members], [completion for i in members for completion in results[i]])
+        if on_step is not None:
+            on_step()
+        tokens = batch.draw(noise)
+        if on_tokens is not None:
+            on_tokens(tokens)
+        batch.advance()
     return results
 
 
-def _generate_wave(policy, step, prompts, rows: list[Completion], samples, sampling, eos_ids, noise, on_step, on_tokens, guide) -> None:
-    layout, hidden_RE = prefill(policy, prompts, samples, sampling.max_tokens)
-    guide.begin(prompts, samples, sampling.max_tokens)
-    running = list(range(len(rows)))
-    for place in range(sampling.max_tokens):
-        if on_step is not None:
-            on_step()
-        logits_RV = guide.adjust(step.logits(hidden_RE))
-        token_R, logp_R = sample_tokens(logits_RV, sampling, noise)
-        tokens = token_R.tolist()
-        for r, token, logp in zip(running, tokens, logp_R.tolist(), strict=True):
-            if r >= 0:
-                rows[r].tokens.append(token)
-                rows[r].logps.append(logp)
-                rows[r].finished = token in eos_ids
-        if on_tokens is not None:
-            on_tokens(tokens)
-        running = [-1 if r < 0 or rows[r].finished else r for r in running]
-        alive = [i for i, r in enumerate(running) if r >= 0]
-        if not alive or place + 1 == sampling.max_tokens:
+class _Batch:
+    """The rows that are generated together. Those that end leave; others may enter."""
+
+    def __init__(self, policy: PreTrainedModel, samples: int, sampling: SamplingConfig, eos_ids: set[int], guide: Guide):
+        self.policy, self.samples, self.sampling, self.eos_ids, self.guide = policy, samples, sampling, eos_ids, guide
+        self.step = decoder_of(policy, sampling.max_tokens)
+        self.rows: list[Completion | None] = []  # None: it has ended, and leaves with the next ones
+
+    @property
+    def alive(self) -> int:
+        return sum(row is not None for row in self.rows)
+
+    def admit(self, prompts: Sequence[Sequence[int]], rows: Sequence[Completion]) -> None:
+        """Rows of further prompts; no prompts: nothing happens."""
+        if not prompts:
             return
-        if len(alive) <= KEEP_SHARE * len(running):
-            keep = torch.tensor(alive, device=token_R.device)
-            layout.select(keep)
-            guide.select(keep)
-            token_R, running = token_R[keep], [running[i] for i in alive]
-        hidden_RE = step(token_R, layout)
-        guide.advance(token_R)
+        layout, hidden_RE = prefill(self.policy, prompts, self.samples, self.sampling.max_tokens)
+        if self.alive:
+            self._compact()
+            self.layout.join(layout)
+            hidden_RE = torch.cat([self.hidden_RE, hidden_RE])
+        else:
+            self.rows = []
+            self.layout = layout
+            self.guide.begin(prompts, self.samples, self.sampling.max_tokens)
+        self.rows += rows
+        self.hidden_RE = hidden_RE
+
+    def draw(self, noise: torch.Generator) -> list[int]:
+        """Sample the next token of every row and note it; returns the tokens in the order of the rows."""
+        logits_RV = self.guide.adjust(self.step.logits(self.hidden_RE))
+        self.token_R, logp_R = sample_tokens(logits_RV, self.sampling, noise)
+        tokens = self.token_R.tolist()
+        for i, (token, logp) in enumerate(zip(tokens, logp_R.tolist(), strict=True)):
+            row = self.rows[i]
+            if row is None:
+                continue
+            row.tokens.append(token)
+            row.logps.append(logp)
+            row.finished = token in self.eos_ids
+            if row.finished or len(row.tokens) == self.sampling.max_tokens:
+                self.rows[i] = None
+        return tokens
+
+    def advance(self) -> None:
+        """Append the tokens that were drawn to the rows that go on."""
+        if not self.alive:
+            return
+        if self.alive <= KEEP_SHARE * len(self.rows):
+            self._compact()
+        self.hidden_RE = self.step(self.token_R, self.layout)
+        self.guide.advance(self.token_R)
+
+    def _compact(self) -> None:
+        """Let the rows that have ended leave."""
+        alive = [i for i, row in enumerate(self.rows) if row is not None]
+        if len(alive) == len(self.rows):
+            return
+        keep = torch.tensor(alive, device=self.token_R.device)
+        self.layout.select(keep)
+        self.guide.select(keep)
+        self.token_R, self.hidden_RE = self.token_R[keep], self.hidden_RE[keep]
+        self.rows = [self.rows[i] for i in alive]
 
 
 def prefill(policy: PreTrainedModel, prompts: Sequence[Sequence[int]], samples: int, max_tokens: int) -> tuple[DecodeLayout, Tensor]:

@@ -89,6 +89,21 @@ class DecodeLayout:
         self._seat()
         self._prepare()
 
+    def join(self, other: "DecodeLayout") -> None:
+        """Take in the rows of another cache, after these."""
+        here, there = self.own[0][0].shape[2], other.own[0][0].shape[2]
+        most = max(self.prompts[0][0].shape[2], other.prompts[0][0].shape[2])
+        for layer in range(len(self.own)):
+            (k, v), (more_k, more_v) = self.own[layer], other.own[layer]
+            self.own[layer] = _beside(k, more_k, max(here, there)), _beside(v, more_v, max(here, there))
+            (k, v), (more_k, more_v) = self.prompts[layer], other.prompts[layer]
+            self.prompts[layer] = _beside(k, more_k, most), _beside(v, more_v, most)
+        self.prompt_R = torch.cat([self.prompt_R, other.prompt_R + len(self.prompt_tokens_P)])
+        self.prompt_tokens_P = torch.cat([self.prompt_tokens_P, other.prompt_tokens_P])
+        self.own_R = torch.cat([self.own_R, other.own_R])
+        self._seat()
+        self._prepare()
+
     def rewind(self, own_R: Tensor) -> None:
         """Forget all but the first ``own_R`` sampled tokens of each row; their slots are written again."""
         self.own_R = own_R
@@ -151,6 +166,11 @@ class BranchLayout:
         weights = softmax(scores, scaling, self.bias_RAT.repeat(1, heads // key.shape[1], 1))
         seen_JRMD = self.cache.mix(layer, weights[..., :-alternatives]) + weights[..., -alternatives:] @ value_JRAD
         return seen_JRMD.transpose(0, 1).reshape(rows, heads, alternatives, width).transpose(1, 2)
+
+
+def _beside(x_JRTD: Tensor, more_JRTD: Tensor, slots: int) -> Tensor:
+    """Two caches of one layer as one, both with so many slots; the new ones are zeros."""
+    return torch.cat([F.pad(x, (0, 0, 0, slots - x.shape[2])) for x in (x_JRTD, more_JRTD)], dim=1)
 
 
 def heads_first(query: Tensor, shared: int) -> Tensor:

@@ -14,6 +14,7 @@ from models import generation
 from models.attention import NAME
 from models.configs.sampling import SamplingConfig
 from models.generation import Completion, Guide, generate, sample_tokens, truncate
+from models.kv_cache import DecodeLayout
 from models.logprobs import token_logps
 
 GREEDY = SamplingConfig(temperature=0, max_tokens=14)
@@ -87,6 +88,39 @@ def test_waves_of_rows_change_no_greedy_answer(policy: nn.Module):
     whole = tokens(generate(policy, PROMPTS, GREEDY, samples=2, eos_ids=NEVER, seed=0))
     few = tokens(generate(policy, PROMPTS, GREEDY.model_copy(update={"max_rows": 3}), samples=2, eos_ids=NEVER, seed=0))
     assert few == whole and all(row[0] == row[1] for row in whole)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.25, 0.5])
+def test_waiting_prompts_enter_without_changing_others(policy: nn.Module, monkeypatch: pytest.MonkeyPatch, share: float):
+    prompts = [[5 + i, 9, *range(20 + i, 20 + 2 * i)] for i in range(12)]
+    eos = list(range(0, 259, 7))
+    one = SamplingConfig(max_tokens=24, max_rows=1, temperature=0.0)
+    alone = [generate(policy, [prompt], one, samples=1, eos_ids=eos, seed=0)[0] for prompt in prompts]
+    lengths = [len(row[0].tokens) for row in alone]
+    assert min(lengths) < max(lengths), "rows of several lengths"
+    entered: list[int] = []
+    join = DecodeLayout.join
+
+    def counting(own: DecodeLayout, other: DecodeLayout) -> None:
+        entered.append(len(own.own_R))
+        join(own, other)
+        assert len(own.own_R) <= 4
+
+    monkeypatch.setattr(DecodeLayout, "join", counting)
+    monkeypatch.setattr(generation, "REFILL_SHARE", share)
+    sampling = SamplingConfig(max_tokens=24, max_rows=4, temperature=0.0)
+    assert tokens(generate(policy, prompts, sampling, samples=1, eos_ids=eos, seed=0)) == tokens(alone)
+    assert entered and min(entered) >= 1, "prompts enter while others go on"
+
+
+def test_logps_of_rows_that_entered_late_are_those_of_the_trainer(policy: nn.Module):
+    prompts = [[5 + i, 9, *range(20 + i, 20 + 2 * i)] for i in range(9)]
+    sampling = SamplingConfig(max_tokens=20, max_rows=6)
+    rows = generate(policy, prompts, sampling, samples=2, eos_ids=list(range(0, 259, 9)), seed=1)
+    packed = pack([Group(prompt, [c.tokens for c in row]) for prompt, row in zip(prompts, rows, strict=True)])
+    wanted, _ = token_logps(policy, packed)
+    own = torch.tensor([logp for row in rows for c in row for logp in c.logps])
+    torch.testing.assert_close(own, wanted, rtol=0, atol=1e-5)
 
 
 def test_the_longest_completion_is_a_limit(policy: nn.Module):
