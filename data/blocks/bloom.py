@@ -75,7 +75,7 @@ class Bloom:
 def _integers(digest_C2: np.ndarray) -> list[int]:
     """Each digest as the signed 128-bit integer that the filter takes for a hash."""
     high, low = digest_C2.view(np.int64)[:, 0].tolist(), digest_C2[:, 1].tolist()
-    return [(h << 64) | l for h, l in zip(high, low, strict=True)]
+    return [(first << 64) | second for first, second in zip(high, low, strict=True)]
 
 
 def _itself(digest: int) -> int:

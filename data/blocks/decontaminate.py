@@ -26,7 +26,7 @@ class EvaluationFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: str = Field(min_length=1, description="Path of a txt or md (a text a line), json, jsonl, csv or parquet file (also .gz, * matches).")
+    path: str = Field(min_length=1, description="Path of a txt or md (a text a line), json, jsonl, csv or parquet file; * matches.")
     columns: list[str] = Field(default_factory=list, description="Columns whose texts are compared, nested ones too. Empty: all columns.")
 
     def paths(self) -> list[Path]:
@@ -56,7 +56,7 @@ class EvaluationFile(BaseModel):
                     found = True
                     yield from _strings(row.values[column])
         if not found:
-            raise ValueError(f"block decontaminate: {path} has none of the columns {self.columns}; set columns to those that hold its texts")
+            raise ValueError(f"block decontaminate: {path} has none of the columns {self.columns}; set columns to those that hold texts")
 
 
 class DecontaminateSettings(BaseModel):
@@ -79,7 +79,7 @@ class DecontaminateSettings(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.shortest_words > self.ngram_words:
-            raise ValueError(f"shortest_words={self.shortest_words} is more than ngram_words={self.ngram_words}: lower it, or raise the other")
+            raise ValueError(f"shortest_words={self.shortest_words} is more than ngram_words={self.ngram_words}: lower it")
         return self
 
     def paths(self) -> list[Path]:

@@ -41,7 +41,8 @@ class Exact:
         row_E, first_E = first_equals(*key_2N)
         keep_N = np.ones(len(values), bool)
         keep_N[row_E] = False
-        return Decision(keep_N, "duplicate", {row: f"repeats row {first}" for row, first in zip(row_E.tolist(), first_E.tolist(), strict=True)})
+        repeats = zip(row_E.tolist(), first_E.tolist(), strict=True)
+        return Decision(keep_N, "duplicate", {row: f"repeats row {first}" for row, first in repeats})
 
 
 def digests(rows: Sequence[Row], settings: ComparisonSettings) -> np.ndarray:

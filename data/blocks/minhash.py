@@ -37,8 +37,8 @@ class MinHashSettings(BaseModel):
         default=0.9,
         gt=0,
         lt=1,
-        description="Weight of missed pairs above the threshold against false candidates below it where bands are chosen. High with verify, "
-        "which throws false candidates out; 0.5 without.",
+        description="Weight of missed pairs above the threshold against false candidates below it where bands are chosen. High with "
+        "verify, which throws false candidates out; 0.5 without.",
     )
     verify: bool = Field(
         default=True, description="Join a candidate pair only if the share of equal hash values in their signatures reaches threshold."
@@ -50,7 +50,8 @@ class MinHashSettings(BaseModel):
         if bool(self.bands) != bool(self.rows_per_band):
             raise ValueError(f"bands={self.bands}, rows_per_band={self.rows_per_band}: set both, or neither to have them chosen")
         if self.bands * self.rows_per_band > self.hashes:
-            raise ValueError(f"bands={self.bands} of {self.rows_per_band} need {self.bands * self.rows_per_band} hashes, more than {self.hashes}")
+            needed = self.bands * self.rows_per_band
+            raise ValueError(f"bands={self.bands} of {self.rows_per_band} need {needed} hashes, more than {self.hashes}: raise hashes")
         return self
 
     def banding(self) -> tuple[int, int]:
@@ -60,7 +61,7 @@ class MinHashSettings(BaseModel):
         return best_banding(self.threshold, self.hashes, self.miss_weight)
 
 
-def candidate_probability(similarity: np.ndarray | float, bands: int, rows: int) -> np.ndarray:
+def candidate_probability(similarity: np.ndarray | float, bands: np.ndarray | int, rows: int) -> np.ndarray:
     """Probability that two rows of a Jaccard similarity share a band: 1 - (1 - s^r)^b.
 
     By hand: s = 0.8, 14 bands of 8: 1 - (1 - 0.8^8)^14 = 0.924.

@@ -4,6 +4,7 @@ Axes: ``R`` rows described, ``N`` all rows, ``D`` dimensions, ``S`` n-grams, ``K
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,7 @@ from data.blocks.words import PART, Part, ngram_hashes, part_of, words_of
 if TYPE_CHECKING:
     from sklearn.cluster import MiniBatchKMeans
 
-_ROWS_A_CLUSTER = 1000
+_ROWS_A_CLUSTER = 5000
 _BLOCK_ROWS = 1024
 _FEW_ROWS = 1000
 _COMMON = 0.1  # length of the shared dimension, beside embeddings of length 1
@@ -31,7 +32,7 @@ class SemanticSettings(BaseModel):
     threshold: float = Field(default=0.8, gt=0, le=1, description="Cosine of two embeddings from which the later row goes, 0 to 1.")
     dimensions: int = Field(default=512, ge=16, le=4096, description="Size of an embedding; 2 bytes a row and dimension on disk.")
     clusters: int = Field(
-        default=0, ge=0, description="k-means clusters; rows are compared within one cluster only. 0: one for each 1000 rows, rounded up."
+        default=0, ge=0, description="k-means clusters; rows are compared within one cluster only. 0: one for each 5000 rows, rounded up."
     )
     pair_words: bool = Field(default=True, description="Embed pairs of neighbouring words beside single words: order counts too.")
 
@@ -81,7 +82,7 @@ class Semantic:
         details: dict[int, str] = {}
         order_N = np.argsort(cluster_N, kind="stable")
         borders = np.flatnonzero(np.diff(cluster_N[order_N], prepend=-2)).tolist()
-        for start, end in zip(borders, [*borders[1:], len(values)], strict=True):
+        for start, end in pairwise([*borders, len(values)]):
             if cluster_N[order_N[start]] >= 0:
                 details |= self._repeats(values, mean_D, order_N[start:end])
         keep_N[list(details)] = False
@@ -165,7 +166,7 @@ def _fitted(values: np.ndarray, mean_D: np.ndarray, spoken: np.ndarray, clusters
     from sklearn.cluster import MiniBatchKMeans
 
     draw = np.sort(np.random.default_rng(seed).permutation(spoken)[: 256 * clusters])
-    model = MiniBatchKMeans(clusters, random_state=seed, n_init=1, init="random", batch_size=max(4096, clusters))
+    model = MiniBatchKMeans(clusters, random_state=seed, init="random", batch_size=max(4096, clusters))
     for batch in _batches(draw, max(4096, clusters), seed):
         model.partial_fit(_centred(np.array(values[batch]), mean_D))
         release(values)

@@ -17,7 +17,9 @@ from data.blocks.base import Row
 Part = Literal["all", "prompt", "answers"]
 PART = "What of a row is compared: all that is said, its prompt alone, or its answers alone. System messages never are."
 # Scripts that put no space between words: each of their characters counts as one word.
-_UNSPACED = re.compile("([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])")
+_UNSPACED = re.compile(
+    "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])"
+)
 _WORD = re.compile(r"[^\W_]+")
 _WORD_OR_SIGN = re.compile(r"[^\W_]+|[-+*/^%=<>](?=\s*\d)")
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
@@ -37,7 +39,7 @@ class ComparisonSettings(BaseModel):
     ignore_punctuation: bool = Field(
         default=False, description="Leave out all but letters, digits and white space. Then 3 + 4 and 3 - 4 are the same, C++ and C# too."
     )
-    fold_compatible: bool = Field(default=True, description="Take compatible characters (full width, ligatures) for the same: Unicode NFKC.")
+    fold_compatible: bool = Field(default=True, description="Take full width letters, ligatures and the like for the plain ones: Unicode NFKC.")
 
 
 def part_of(row: Row, part: Part) -> str:
@@ -49,7 +51,7 @@ def part_of(row: Row, part: Part) -> str:
 def comparable(text: str, settings: ComparisonSettings) -> str:
     """The text with everything removed that does not count; white space alone is removed where nothing would be left.
 
-    By hand: "Ｈello,  World!" is "hello world" with all four folds, and stays as it is with none.
+    By hand: "Hello,  World!" is "hello world" with all four folds, and stays as it is with none.
     """
     whole = text
     if settings.fold_compatible and not text.isascii():
