@@ -39,7 +39,7 @@ class ComparisonSettings(BaseModel):
     ignore_punctuation: bool = Field(
         default=False, description="Leave out all but letters, digits and white space. Then 3 + 4 and 3 - 4 are the same, C++ and C# too."
     )
-    fold_compatible: bool = Field(default=True, description="Take full width letters, ligatures and the like for the plain ones: Unicode NFKC.")
+    fold_compatible: bool = Field(default=True, description="Take full width letters, ligatures and the like for plain ones (NFKC).")
 
 
 def part_of(row: Row, part: Part) -> str:

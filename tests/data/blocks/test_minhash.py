@@ -244,8 +244,8 @@ def test_system_messages_do_not_make_rows_alike_and_a_part_can_be_named():
 
 
 def test_hostile_text_passes():
-    texts = ["\ud800 lone surrogate", "\x00" * 1000, "a" * 1_000_000, "\u202e" * 50, "\U0001d573\U0001d58a\U0001d591\U0001d591\U0001d594 " * 10, "\u0301" * 5000, "\uff11\uff12 \uff13\uff14"]
-    assert kept([row(text) for text in texts * 2])[:7] == [True] * 7
+    texts = ["\ud800 lone surrogate", "\x00" * 1000, "a" * 1_000_000, "\u202e" * 50, "\U0001d573\U0001d58a " * 10, "\uff11\uff12 \uff13"]
+    assert kept([row(text) for text in texts * 2])[: len(texts)] == [True] * len(texts)
 
 
 def test_rows_that_share_a_band_and_are_not_alike_find_their_own_twins(monkeypatch):
