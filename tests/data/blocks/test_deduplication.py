@@ -4,10 +4,12 @@ import random
 import tracemalloc
 
 import numpy as np
+import psutil
 import pytest
 from pydantic import ValidationError
 
 from data.blocks import equal
+from data.blocks import words as words_module
 from data.blocks.base import Row, Survey
 from data.blocks.bloom import Bloom, BloomSettings, _integers
 from data.blocks.equal import Clusters, first_equals
@@ -78,7 +80,7 @@ def test_exact_names_the_row_that_is_repeated():
 
 
 def test_exact_compares_the_whole_digest():
-    values = np.array([[1, 1], [1, 2], [2, 1], [1, 2]], np.uint64)
+    values = np.array([[1, 1], [1, 2], [2, 2], [1, 2]], np.uint64)
     assert Exact(ExactSettings()).decide(values, 0).keep.tolist() == [True, True, True, False]
 
 
@@ -210,11 +212,12 @@ def test_mixing_is_a_permutation_with_a_known_value():
     assert len(np.unique(mixed(np.arange(10_000, dtype=np.uint64)))) == 10_000
 
 
-def test_word_hashes_are_the_same_when_their_memory_is_cleared(monkeypatch):
+def test_word_hashes_are_the_same_when_their_bounded_memory_is_cleared(monkeypatch):
     words = [f"w{number}" for number in range(50)] + ["x" * 1000]
     before = hash_words(words)
     monkeypatch.setattr("data.blocks.words._REMEMBERED_WORDS", 3)
     assert np.array_equal(hash_words([f"new{number}" for number in range(9)] + words)[9:], before)
+    assert len(words_module._hashes) <= 3
     assert int(hash_words(["a"])[0]) == int.from_bytes(bytes.fromhex("40f89e395b66422f"), "little")  # printf a | b2sum -l 64
 
 
@@ -224,6 +227,17 @@ def test_word_hashes_are_the_same_when_their_memory_is_cleared(monkeypatch):
 def test_first_equals_by_hand():
     rows, firsts = first_equals(np.array([7, 5, 7, 7, 5]))
     assert (rows.tolist(), firsts.tolist()) == ([4, 2, 3], [1, 0, 0])
+
+
+def test_chunks_of_a_mapped_file_do_not_stay_in_memory(tmp_path):
+    np.save(tmp_path / "values.npy", np.ones((1 << 20, 16), np.uint32), allow_pickle=False)  # 64 MiB
+    mapped = np.load(tmp_path / "values.npy", mmap_mode="r")
+    before = psutil.Process().memory_info().rss
+    peak = before
+    for _, chunk in equal.chunks(mapped):
+        assert chunk.all()
+        peak = max(peak, psutil.Process().memory_info().rss)
+    assert peak - before < 24 << 20
 
 
 def test_clusters_are_those_of_a_plain_union_find():
