@@ -23,13 +23,15 @@ class ClassifierSettings(BlockSettings):
     """What is good, what is bad, and how sure the classifier must be to keep a text."""
 
     scope: Scope = Field(default="imitated", description=SCOPE)
-    good: str = Field(min_length=1, description="Path of good texts: .txt with a text a line, or rows (json, jsonl, csv, parquet; also .gz).")
+    good: str = Field(min_length=1, description="Path of good texts: .txt with a text a line, or rows (json, jsonl, csv, parquet, .gz).")
     bad: str = Field(min_length=1, description="Path of bad texts, in the same formats.")
     max_texts: int = Field(default=100_000, ge=1, description="Read at most this many texts of each file.")
     word_ngrams: int = Field(default=2, ge=1, le=5, description="Longest n-gram of words that is a feature, in words.")
     min_characters: int = Field(default=3, ge=1, le=8, description="Shortest n-gram of characters of the text, in characters.")
     max_characters: int = Field(default=0, ge=0, le=8, description="Longest n-gram of characters of the text, in characters. 0: none.")
-    buckets_log2: int = Field(default=18, ge=8, le=24, description="Features are hashed into 2 to this many buckets, words and characters apart.")
+    buckets_log2: int = Field(
+        default=18, ge=8, le=24, description="Features are hashed into 2 to this many buckets, words and characters apart."
+    )
     regularisation: float = Field(default=0.1, gt=0, description="Weight of the L2 penalty, relative to the summed log loss (1 / C).")
     min_probability: float = Field(default=0.5, ge=0, le=1, description="Reject texts that are good with a smaller probability than this.")
 
@@ -83,7 +85,7 @@ class Classifier:
         return row
 
     def probability(self, text: str) -> float:
-        """The probability that a text is good: 1 / (1 + exp(-(weights . features + intercept))), features the n-gram counts, of length 1."""
+        """The probability that a text is good: 1 / (1 + exp(-(weights . counts / |counts| + intercept))), counts those of its n-grams."""
         if self._weights is None:
             raise ValueError("the classifier block is not trained yet: call prepare or load first")
         buckets, counts = np.unique(self._buckets(text), return_counts=True)

@@ -29,7 +29,9 @@ class DSIRSettings(BlockSettings):
     """Towards what, by which features, and how many rows are drawn."""
 
     scope: Scope = Field(default="document", description=SCOPE)
-    target: str = Field(min_length=1, description="Path of texts like those wanted: .txt with a text a line, or rows (json, jsonl, csv, parquet).")
+    target: str = Field(
+        min_length=1, description="Path of texts like those wanted: .txt with a text a line, or rows (json, jsonl, csv, parquet, .gz)."
+    )
     max_target_texts: int = Field(default=100_000, ge=1, description="Read at most this many texts of the target.")
     keep: Literal["share", "rows"] = Field(default="share", description="Whether keep_share or keep_rows says how many rows are drawn.")
     keep_share: float = Field(default=0.5, ge=0, le=1, description="Share of all rows that is drawn.")
@@ -37,7 +39,10 @@ class DSIRSettings(BlockSettings):
     ngrams: int = Field(default=2, ge=1, le=4, description="Longest word n-gram that is a feature, in words. Paper: 2.")
     buckets: int = Field(default=10_000, ge=16, le=65_535, description="Hash buckets. Paper: 10,000.")
     max_features: int = Field(
-        default=254, ge=16, le=4094, description="Features kept of a row, evenly spread; of a longer one they stand for the rest too. 2 bytes each."
+        default=254,
+        ge=16,
+        le=4094,
+        description="Features kept of a row; those of a longer one are evenly spread and stand for the rest too. 2 bytes a row each.",
     )
     smoothing: float = Field(
         default=1.0, gt=0, description="Added to every bucket's share of the features, in features per million: no bucket is impossible."

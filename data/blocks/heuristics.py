@@ -27,7 +27,9 @@ _JUDGED = "Texts with fewer words than this pass the rules on ratios, in words. 
 _OFF = " 1: off."
 _STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 # Full stop, question and exclamation marks of the scripts in wide use; ruff would take the full-width ones for typing errors.
-_TERMINAL = tuple(".?!\u3002\uff01\uff1f\uff0e\uff61\u203c\u203d\u2047\u2048\u2049\u061f\u06d4\u0964\u0965\u104a\u104b\u1362\u1367\u17d4\u17d5\u0589")
+_TERMINAL = tuple(
+    ".?!\u3002\uff01\uff1f\uff0e\uff61\u203c\u203d\u2047\u2048\u2049\u061f\u06d4\u0964\u0965\u104a\u104b\u1362\u1367\u17d4\u0589"
+)
 
 
 def _share(default: float, of: str, le: float = 1.0) -> float:
@@ -138,7 +140,7 @@ class Gopher:
         return next(((reason, f"{share:.2f}, the most is {most}") for reason, share, most in measured if share > most), None)
 
 
-_SENTENCE_END = re.compile(r"(?<![.?!])[.?!]++[\"'”’)\]]*+(?=\s|\Z)")
+_SENTENCE_END = re.compile(r"(?<![.?!])[.?!]++[\"'\u201d\u2019)\]]*+(?=\s|\Z)")
 _CITATION = re.compile(r"\[\d*+\]|\[edit\]|\[citation needed\]")
 _POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 _LINE_ENDINGS = (".", "?", "!", '"', "'")
@@ -155,7 +157,9 @@ class C4Settings(BlockSettings):
     max_word_characters: int = Field(default=1000, ge=0, description="Drop lines with a longer word, in characters. 0: off.")
     javascript: bool = Field(default=False, description="Drop lines that mention JavaScript. Paper: on.")
     policy: bool = Field(default=True, description="Drop lines on terms of use, privacy policies and cookies.")
-    citations: bool = Field(default=False, description="Remove citation marks of Wikipedia: [1], [edit], [citation needed]. Their code: on.")
+    citations: bool = Field(
+        default=False, description="Remove citation marks of Wikipedia: [1], [edit], [citation needed]. Their code: on."
+    )
     spare_code: bool = Field(default=True, description="Let no line rule touch fenced code (```). Paper: off.")
     lorem_ipsum: bool = Field(default=True, description="Reject texts that hold lorem ipsum.")
     curly_bracket: bool = Field(default=False, description="Reject texts that hold a curly bracket. Paper: on; off keeps code.")

@@ -94,7 +94,8 @@ def _adjusted(table: NgramTable, longer: NgramTable | None) -> np.ndarray:
 
 
 def discounts_of(count_G: np.ndarray) -> tuple[float, float, float]:
-    """What is taken from counts of 1, 2 and 3 or more: D_k = k - (k + 1) Y t_(k+1) / t_k, Y = t_1 / (t_1 + 2 t_2), t_k n-grams counted k times.
+    """What is taken from counts of 1, 2 and 3 or more: D_k = k - (k + 1) Y t_(k+1) / t_k with Y = t_1 / (t_1 + 2 t_2), and t_k the
+    number of n-grams counted k times.
 
     0.5, 1 and 1.5, as lmplz falls back to, where a t_k is 0 or a D_k falls outside 0 to k: small or artificial text. By hand: t = 4, 3,
     2, 1 give Y = 0.4, D = 1 - 0.8 * 3/4 = 0.4, 2 - 1.2 * 2/3 = 1.2, 3 - 1.6 * 1/2 = 2.2.
@@ -123,7 +124,7 @@ def _unigram_probability(count_V: np.ndarray, discounts: tuple[float, float, flo
 def _interpolated(
     table: NgramTable, count_G: np.ndarray, discounts: tuple[float, float, float], lower: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """p(w | context) = (count - D) / sum over the context + gamma(context) p(w | shorter context), and gamma as back-off of each context."""
+    """p(w | context) = (count - D) / sum over the context + gamma(context) p(w | shorter context), and the gamma of each context."""
     discount_G = _discount(count_G, discounts)
     total_C = np.bincount(table.context_G, count_G, minlength=len(lower))
     taken_C = np.bincount(table.context_G, discount_G, minlength=len(lower))

@@ -80,19 +80,23 @@ class Perplexity:
         ngram_model.write_arpa(model, scratch / "model.arpa")
         self._model = _read(scratch / "model.arpa")
         measured = sorted(self.perplexity(text) for text in self._reference(held_out) if _words_in(text) >= settings.min_words)
+        bounds = self._bounds_among(measured)
         report = {
-            "bounds": self._bounds_among(measured),
+            "bounds": bounds,
             "discounts": model.discounts,
             "ngrams": [len(p_G) for p_G in model.probability_G],
             "reference_perplexities": _quantiles(measured),
         }
         (scratch / "perplexity.json").write_text(json.dumps(report, indent=1))
+        self._set_bounds(*bounds)
 
     def load(self, scratch: Path) -> None:
         """Read what ``prepare`` wrote."""
-        low, high = json.loads((scratch / "perplexity.json").read_text())["bounds"]
-        self._bounds = low, math.inf if high is None else high
+        self._set_bounds(*json.loads((scratch / "perplexity.json").read_text())["bounds"])
         self._model = _read(scratch / "model.arpa")
+
+    def _set_bounds(self, low: float, high: float | None) -> None:
+        self._bounds = low, math.inf if high is None else high
 
     def __call__(self, row: Row) -> Row | Rejected:
         low, high = self._bounds
@@ -150,7 +154,10 @@ class Perplexity:
 
 
 def lines_of(text: str) -> Iterator[list[str]]:
-    """The lines of a text that hold words, as the model knows them: lower case, every digit a 0. By hand: "Is 3 < 12?" is is, 0, <, 00, ?."""
+    """The lines of a text that hold words, as the model knows them: in lower case, every digit a 0.
+
+    By hand: "Is 3 < 12?" is is, 0, <, 00, ?.
+    """
     for line in without_surrogates(text).lower().translate(_DIGITS).replace("\0", " ").splitlines():
         if words := [word[:_MAX_WORD_CHARACTERS] for word in tokens_of(line)]:
             yield words

@@ -30,9 +30,7 @@ class PIISettings(BlockSettings):
     action: Literal["replace", "reject"] = Field(
         default="replace", description="replace: put a placeholder such as <EMAIL> in its place; reject: refuse the row."
     )
-    public_ip_only: bool = Field(
-        default=True, description="Leave private, loopback and documentation IP addresses, which point to nobody."
-    )
+    public_ip_only: bool = Field(default=True, description="Leave private, loopback and documentation IP addresses, which point to nobody.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +101,8 @@ def _apart(taken: list[tuple[int, int]], candidates: Iterator[Found]) -> Iterato
 
 _FOUR_DIGITS, _DOTTED = re.compile("[0-9]{4}"), re.compile(r"[0-9]\.[0-9]")
 _EMAIL = re.compile(
-    r"(?<![\w.%+\-])[A-Za-z0-9_][A-Za-z0-9._%+\-]{0,63}+@(?:[A-Za-z0-9](?:[A-Za-z0-9\-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}(?![\w@])"
+    r"(?<![\w.%+\-])[A-Za-z0-9_][A-Za-z0-9._%+\-]{0,63}+@"
+    r"(?:[A-Za-z0-9](?:[A-Za-z0-9\-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}(?![\w@])"
 )
 
 
@@ -119,7 +118,9 @@ _SECRETS = re.compile(
     r"|xox[abeoprs]-[A-Za-z0-9\-]{10,250}|AIza[0-9A-Za-z_\-]{35}|hf_[A-Za-z0-9]{30,64}|npm_[A-Za-z0-9]{36}|pypi-[A-Za-z0-9_\-]{50,250}"
     r"|eyJ[A-Za-z0-9_\-]{8,2000}\.eyJ[A-Za-z0-9_\-]{8,4000}\.[A-Za-z0-9_\-]{8,1000}"
     r")(?![A-Za-z0-9_\-])"
-    r"|-----BEGIN (?:[A-Z]{1,12} ){0,3}PRIVATE KEY-----\s{0,4}+(?:(?:Proc-Type|DEK-Info):[^\n]{0,200}\n){0,2}[A-Za-z0-9+/=\s:,.]{0,20000}+(?:-----END (?:[A-Z]{1,12} ){0,3}PRIVATE KEY-----)?"
+    r"|-----BEGIN (?:[A-Z]{1,12} ){0,3}PRIVATE KEY-----\s{0,4}+"
+    r"(?:(?:Proc-Type|DEK-Info):[^\n]{0,200}\n){0,2}[A-Za-z0-9+/=\s:,.]{0,20000}+"
+    r"(?:-----END (?:[A-Z]{1,12} ){0,3}PRIVATE KEY-----)?"
 )
 
 
@@ -205,7 +206,10 @@ _IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w
 
 
 def _ips(text: str, public_only: bool) -> Iterator[tuple[int, int]]:
-    spans = [*(_matches(_IPV4, text) if _DOTTED.search(text) else ()), *(_matches(_IPV6, text) if "::" in text or text.count(":") > 6 else ())]
+    spans = [
+        *(_matches(_IPV4, text) if _DOTTED.search(text) else ()),
+        *(_matches(_IPV6, text) if "::" in text or text.count(":") > 6 else ()),
+    ]
     for start, end in sorted(spans):
         try:
             address = ipaddress.ip_address(text[start:end])
@@ -217,7 +221,8 @@ def _ips(text: str, public_only: bool) -> Iterator[tuple[int, int]]:
 
 _PHONE = re.compile(
     r"(?<![\w+])(?<![0-9] )\+[1-9](?:[ .\-]?\(?[0-9]\)?){7,12}(?![\w])"
-    r"|(?<![\w.\-+(])(?:1[ .\-])?(?:\([2-9][0-9]{2}\) ?|[2-9][0-9]{2}[.\-])[2-9][0-9]{2}[.\-][0-9]{4}(?![\w\-])(?!\.[0-9])"
+    r"|(?<![\w.\-+(])(?:1[ .\-])?"
+    r"(?:\([2-9][0-9]{2}\) ?|[2-9][0-9]{2}[.\-])[2-9][0-9]{2}[.\-][0-9]{4}(?![\w\-])(?!\.[0-9])"
 )
 
 

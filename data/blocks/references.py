@@ -34,9 +34,11 @@ def reference_texts(path: Path, scope: Scope) -> Iterator[str]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    with gzip.open(path, "rt", encoding="utf-8", errors="replace") if path.suffix == ".gz" else path.open(
-        encoding="utf-8", errors="replace"
-    ) as file:
+    with (
+        gzip.open(path, "rt", encoding="utf-8", errors="replace")
+        if path.suffix == ".gz"
+        else path.open(encoding="utf-8", errors="replace") as file
+    ):
         yield from file
 
 

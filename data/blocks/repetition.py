@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
 
-_TOKEN = re.compile(r"\w++(?:[’'\-]\w++)*+|[^\w\s]")
+_TOKEN = re.compile(r"\w++(?:['\u2019\-]\w++)*+|[^\w\s]")
 _LINES, _PARAGRAPHS = re.compile(r"\n++"), re.compile(r"\n{2,}+")
 
 

@@ -15,14 +15,17 @@ from data.blocks.scopes import changed_in, outside_fences, shown, texts_in
 from data.blocks.settings import SCOPE, BlockSettings, Scope
 
 # Languages of the packaged lists that put spaces between words.
-ListLanguage = Literal["cs", "da", "de", "el", "en", "es", "fi", "fr", "hu", "id", "it", "nl", "no", "pl", "pt", "ro", "ru", "sv", "tr", "uk"]
+ListLanguage = Literal[
+    "cs", "da", "de", "el", "en", "es", "fi", "fr", "hu", "id", "it", "nl", "no", "pl", "pt", "ro", "ru", "sv", "tr", "uk"
+]
 # Words of the English list that ordinary answers use.
 _ORDINARY = (
-    "abortion", "anus", "ass", "balls", "barenaked", "bastard", "breasts", "butt", "coq", "damn", "domination", "fecal", "genitals", "god", "hell", "hooker", "humping", "kinky", "knob",
-    "lust", "nazi", "nude", "nudity", "penis", "queer", "rape", "raping", "rectum", "screw", "sex", "sexual", "sexuality", "sexually", "sexy", "strip club",
-    "suck", "sucks", "swastika", "topless", "tied up", "vagina", "violet wand", "willy", "xx",
-)  # fmt: skip
-_WORD = re.compile(r"[^\W_]++(?:['’][^\W_]++)*+")
+    *("abortion", "anus", "ass", "balls", "barenaked", "bastard", "breasts", "butt", "coq", "damn", "domination", "fecal", "genitals"),
+    *("god", "hell", "hooker", "humping", "kinky", "knob", "lust", "nazi", "nude", "nudity", "penis", "queer", "rape", "raping", "rectum"),
+    *("screw", "sex", "sexual", "sexuality", "sexually", "sexy", "strip club", "suck", "sucks", "swastika", "tied up", "topless"),
+    *("vagina", "violet wand", "willy", "xx"),
+)
+_WORD = re.compile(r"[^\W_]++(?:'[^\W_]++)*+")
 
 
 class ProfanitySettings(BlockSettings):
@@ -77,7 +80,7 @@ class Profanity:
 
 
 def _entry(text: str) -> tuple[str, ...]:
-    return tuple(_WORD.findall(text.replace("’", "'").casefold()))
+    return tuple(_WORD.findall(text.replace("\u2019", "'").casefold()))
 
 
 @cache
@@ -89,19 +92,27 @@ def _word_list(language: str) -> tuple[str, ...]:
     return tuple(path.read_text(encoding="utf-8").split("\n"))
 
 
-_VERB = r"(?:help|assist|provide|answer|fulfill|fulfil|comply|do that|discuss|engage|create|generate|give|support|write|continue|offer|respond|share|recommend)"
-_CANNOT = r"(?:can't|cannot|can not|won't|will not|couldn't|am unable to|'m unable to|am not able to|'m not able to|must decline|have to decline)"
+_VERB = (
+    "(?:help|assist|provide|answer|fulfill|fulfil|comply|do that|discuss|engage|create|generate|give|support|write|continue|offer|respond"
+    "|share|recommend)"
+)
+_CANNOT = (
+    "(?:can't|cannot|can not|won't|will not|couldn't|am unable to|'m unable to|am not able to|'m not able to|must decline|have to decline)"
+)
 _REFUSAL = re.compile(
-    rf"\b(?:i'm|i am) (?:(?:so|very|really|truly) )?(?:sorry|afraid),?(?: but)? (?:that )?(?:i ?(?:{_CANNOT}|do not|don't|am not|'m not)|as an ai)\b|"
-    rf"\bi apologi[sz]e,?(?: but)? (?:i|as an ai)\b|\bsorry,? (?:but )?i {_CANNOT}\b|"
-    rf"\b(?:i|i'm|i am) ?{_CANNOT} (?:\w+ ){{0,2}}{_VERB}\b|"
-    rf"\bi(?: am|'m) not (?:comfortable|programmed|allowed|designed) (?:to|with|for|answering|discussing|providing)\b|"
-    rf"\b(?:it (?:is|would be) (?:not appropriate|inappropriate|unethical|against my)|against my (?:programming|guidelines|policy))\b"
+    rf"\b(?:i'm|i am) (?:(?:so|very|really|truly) )?(?:sorry|afraid),?(?: but)? (?:that )?"
+    rf"(?:i ?(?:{_CANNOT}|do not|don't|am not|'m not)|as an ai)\b"
+    rf"|\bi apologi[sz]e,?(?: but)? (?:i|as an ai)\b|\bsorry,? (?:but )?i {_CANNOT}\b"
+    rf"|\bi(?: am)? ?{_CANNOT} (?:\w+ ){{0,2}}{_VERB}\b"
+    r"|\bi(?: am|'m) not (?:comfortable|programmed|allowed|designed) (?:to|with|for|answering|discussing|providing)\b"
+    r"|\b(?:it (?:is|would be) (?:not appropriate|inappropriate|unethical|against my)|against my (?:programming|guidelines|policy))\b"
 )
 _SELF_REFERENCE = re.compile(
-    r"\b(?:as|i am|i'm|being) an? (?:\w+ )?(?:ai|a\.i\.|artificial intelligence)(?: (?:language )?(?:model|assistant|chatbot|bot|system))?\b|"
-    r"\b(?:as|i am|i'm|just) (?:a |an )?(?:large )?language model\b|\bmy (?:knowledge|training)(?: data)? cut-?off\b|"
-    r"\b(?:trained|developed|created) by (?:openai|anthropic|google|meta)\b|\bi (?:do not|don't) have (?:personal )?(?:feelings|emotions|opinions)\b"
+    r"\b(?:as|i am|i'm|being) an? (?:\w+ )?(?:ai|a\.i\.|artificial intelligence)"
+    r"(?: (?:language )?(?:model|assistant|chatbot|bot|system))?\b"
+    r"|\b(?:as|i am|i'm|just) (?:a |an )?(?:large )?language model\b|\bmy (?:knowledge|training)(?: data)? cut-?off\b"
+    r"|\b(?:trained|developed|created) by (?:openai|anthropic|google|meta)\b"
+    r"|\bi (?:do not|don't) have (?:personal )?(?:feelings|emotions|opinions)\b"
 )
 
 
@@ -126,7 +137,7 @@ class Refusals:
 
     def __call__(self, row: Row) -> Row | Rejected:
         for text in texts_in(row, self.settings.scope):
-            plain = " ".join(text.replace("’", "'").lower().split())
+            plain = " ".join(text.replace("\u2019", "'").lower().split())
             if self.settings.refusals and (found := _REFUSAL.search(plain[: self.settings.opening_characters])):
                 return Rejected(row, "refusal", shown(found[0]))
             if self.settings.self_reference and (found := _SELF_REFERENCE.search(plain)):
@@ -136,18 +147,20 @@ class Refusals:
 
 _LINE_CHARACTERS = 200
 _BOILERPLATE = re.compile(
-    r"(?:we|this (?:web)?site|our (?:web)?site) uses? cookies\b.*|by (?:using|continuing to use|browsing) (?:this|our) (?:web)?site,? .*|"
-    r"(?:accept|reject|manage)(?: all)? cookies.*|"
-    r"share (?:this|on|via|with)(?: (?:this|post|article|page|story|on|via|with|facebook|twitter|x|linkedin|whatsapp|e-?mail|your friends))*[:.!]?|"
-    r"(?:copyright |©|\(c\)).{0,120}(?:\d{4}|all rights reserved).*|.{0,120}all rights reserved\.?|"
-    r"(?:subscribe|sign up)(?: now| today)?(?: (?:to|for))? (?:our|the) (?:\w+ ){0,2}(?:newsletter|mailing list|channel).*|"
-    r"(?:click here|tap here)(?: to| for).*|(?:read more|continue reading|learn more|see more|view more|load more)[.…:»>→]*|"
-    r"(?:skip|jump) to (?:main )?(?:content|navigation)|(?:log|sign) ?(?:in|up|out)(?: (?:/|or|\|) (?:log|sign|register) ?(?:in|up)?)*|"
-    r"(?:previous|next|older|newer) (?:post|article|page|entry|story)s?[»«<>→←:]*|(?:powered|proudly powered) by \w+(?: \w+)?|"
-    r"(?:terms of (?:use|service)|privacy policy|cookie policy|contact us|about us|site ?map|advertisement|related (?:posts|articles)|"
-    r"leave a (?:comment|reply)|\d+ comments?|follow us(?: on .*)?|back to top|(?:table of )?contents \[hide\])[:.]?"
+    r"(?:we|this (?:web)?site|our (?:web)?site) uses? cookies\b.*"
+    r"|by (?:using|continuing to use|browsing) (?:this|our) (?:web)?site,? .*"
+    r"|(?:accept|reject|manage)(?: all)? cookies.*"
+    r"|share (?:this|on|via|with)(?: (?:this|post|article|page|story|on|via|with|facebook|twitter|x|linkedin|whatsapp|e-?mail|your friends))*"
+    r"[:.!]?"
+    r"|(?:copyright |\xa9|\(c\)).{0,120}(?:\d{4}|all rights reserved).*|.{0,120}all rights reserved\.?"
+    r"|(?:subscribe|sign up)(?: now| today)?(?: (?:to|for))? (?:our|the) (?:\w+ ){0,2}(?:newsletter|mailing list|channel).*"
+    r"|(?:click here|tap here)(?: to| for).*|(?:read more|continue reading|learn more|see more|view more|load more)[.\u2026:\xbb>\u2192]*"
+    r"|(?:skip|jump) to (?:main )?(?:content|navigation)|(?:log|sign) ?(?:in|up|out)(?: (?:/|or|\|) (?:log|sign|register) ?(?:in|up)?)*"
+    r"|(?:previous|next|older|newer) (?:post|article|page|entry|story)s?[\xbb\xab<>\u2192\u2190:]*|(?:proudly )?powered by \w+(?: \w+)?"
+    r"|(?:terms of (?:use|service)|privacy policy|cookie policy|contact us|about us|site ?map|advertisement|related (?:posts|articles)"
+    r"|leave a (?:comment|reply)|\d+ comments?|follow us(?: on .*)?|back to top|(?:table of )?contents \[hide\])[:.]?"
 )
-_SEPARATORS = re.compile(r"\s*+[|»›•·]\s*+")
+_SEPARATORS = re.compile(r"\s*+[|\u00bb\u203a\u2022\u00b7]\s*+")
 
 
 class BoilerplateSettings(BlockSettings):
