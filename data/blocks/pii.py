@@ -201,6 +201,7 @@ def luhn_is_valid(number: str) -> bool:
     return (sum(digits[::2]) + sum(doubled)) % 10 == 0
 
 
+_PUBLIC_IPV6 = ipaddress.ip_network("2000::/3")
 _IPV4 = re.compile(r"(?<![\w.])(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?!\w)(?!\.[0-9])")
 _IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])(?!\.[0-9])")
 
@@ -215,7 +216,8 @@ def _ips(text: str, public_only: bool) -> Iterator[tuple[int, int]]:
             address = ipaddress.ip_address(text[start:end])
         except ValueError:
             continue
-        if address.is_global or not public_only:
+        # Public IPv6 addresses all lie in 2000::/3; the rest of the space only looks so: a::b is C++.
+        if not public_only or (address.is_global and (address.version == 4 or address in _PUBLIC_IPV6)):
             yield start, end
 
 

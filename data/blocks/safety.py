@@ -157,7 +157,7 @@ _BOILERPLATE = re.compile(
     r"|(?:subscribe|sign up)(?: now| today)?(?: (?:to|for))? (?:our|the) (?:\w+ ){0,2}(?:newsletter|mailing list|channel).*"
     r"|(?:click here|tap here)(?: to| for).*|(?:read more|continue reading|learn more|see more|view more|load more)[.\u2026:\xbb>\u2192]*"
     r"|(?:skip|jump) to (?:main )?(?:content|navigation)|(?:log|sign) ?(?:in|up|out)(?: (?:/|or|\|) (?:log|sign|register) ?(?:in|up)?)*"
-    r"|(?:previous|next|older|newer) (?:post|article|page|entry|story)s?[\xbb\xab<>\u2192\u2190:]*|(?:proudly )?powered by \w+(?: \w+)?"
+    r"|(?:previous|next|older|newer) (?:post|article|page|entry|story)s? ?[\xbb\xab<>\u2192\u2190:]*|(?:proudly )?powered by \w+(?: \w+)?"
     r"|(?:terms of (?:use|service)|privacy policy|cookie policy|contact us|about us|site ?map|advertisement|related (?:posts|articles)"
     r"|leave a (?:comment|reply)|\d+ comments?|follow us(?: on .*)?|back to top|(?:table of )?contents \[hide\])[:.]?"
 )
