@@ -5,6 +5,7 @@ import unicodedata
 from typing import Literal
 
 import ftfy
+from ftfy.badness import is_bad
 from pydantic import Field
 
 from data.blocks.base import Rejected, Row
@@ -12,6 +13,7 @@ from data.blocks.scopes import changed_in, fenced_parts
 from data.blocks.settings import BlockSettings
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
+_C1 = re.compile("[\x80-\x9f]")
 _BIDI = re.compile("[\u202a-\u202e\u2066-\u2069]")
 # Zero-width space, word joiner and invisible operators, soft hyphen, Hangul and Mongolian fillers, byte order mark, and tag characters,
 # which can hide a whole instruction from the reader.
@@ -84,7 +86,7 @@ class Unicode:
 
     def _repair_once(self, text: str) -> str:
         text = without_surrogates(text)
-        if self.settings.repair_mojibake and not text.isascii():
+        if self.settings.repair_mojibake and (is_bad(text) or _C1.search(text)):
             text = "".join(ftfy.fix_text_segment(line, _FTFY) for line in text.splitlines(keepends=True))
         for pattern in self._removed:
             text = pattern.sub("", text)

@@ -29,12 +29,11 @@ WORDS = [
     for third in ("warm", "late", "old", "here")
 ]
 UNITS = [
-    "a", "A", "0", "1 ", "-", ".", "...", "! ", "?\"", "#", "@", ":", "::", "::1 ", "+1", "+1 ", "1.", "1.1.1.1.", "4111-", "eyJ", "eyJ.", "a.a@", "a@a.", "@a.",
-    " ", "\t", "\n", " \n", "\n ", "\r", "\r\n", "\x00", "\x85", "\u00a0", "\u2028", "\ud800", "\udc00\ud800", "\u0301", "\u200b", "\u200d", "a\u200d", "\U000e0100",
-    "\ufeff", "\u202e", "Ã", "Ã©", "â€", "\x9d", "中", "`", "```", "```\n", "~~~\n", "``` `\n", "'", "a'", "a-", "_", "[1", "[", "{", "sk-", "-----BEGIN PRIVATE KEY-----",
-    "GB82 ", "GB82WEST", "as a ", "i am sorry ", "share this ", "home | ", "| ", "(212) ", "fuck ", "alabama hot ", "lorem ipsum ", "the ", "a b c d e f g h i j ",
-    "sign in / ", "log in or ", "we use cookies ", "copyright ", "i can't a ", "\u3164", "ﬁ", "\x1b[", "x²",
-]  # fmt: skip
+    *("a", "0", "1 ", "-", ".", '?"', "#", "@", "::", "::1 ", "+1", "1.1.1.1.", "4111-", "eyJ.", "a.a@", "a@a.", "GB82 ", "(212) ", "sk-"),
+    *(" ", "\t", "\n", " \n", "\r", "\x00", "\u2028", "\udc00\ud800", "\u0301", "\u200b", "a\u200d", "\U000e0100", "\u202e", "Ã©", "\x9d"),
+    *("`", "```", "```\n", "~~~\n", "a'", "[1", "-----BEGIN PRIVATE KEY-----", "as a ", "i am sorry ", "i can't a ", "share this "),
+    *("home | ", "log in or ", "we use cookies ", "copyright ", "alabama hot ", "the ", "a b c d e f g h i j ", "中", "x²"),
+]
 LENGTH = 100_000
 
 
@@ -83,12 +82,12 @@ def test_work_grows_with_the_text_only(blocks, unit):
         assert isinstance(answer, Row | Rejected)
 
 
-@pytest.mark.parametrize("unit", ["a", "a ", "é中", "1.2@b.c", "\ud800\n"], ids=ascii)
+@pytest.mark.parametrize("unit", ["a ", "é1.2@b.c \ud800"], ids=ascii)
 def test_a_megabyte_in_one_line(blocks, unit):
-    text = row((unit * (1_000_000 // len(unit))).replace("\n", " "))
+    text = row(unit * (1_000_000 // len(unit)))
     for block in blocks:
         began = time.process_time()
-        assert block(text) == block(text)
+        assert isinstance(block(text), Row | Rejected)
         assert time.process_time() - began < 60, block.name
 
 

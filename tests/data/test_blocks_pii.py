@@ -1,5 +1,7 @@
 """Personal data: what is found and what is not, checksums by hand, and that a second pass finds nothing."""
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,7 +10,6 @@ from data.blocks.base import Block, Rejected, Row
 from data.blocks.pii import KINDS, PII, PIISettings, iban_is_valid, luhn_is_valid
 from data.forms import Example
 from data.records import Message
-import itertools
 
 REPLACE = PII(PIISettings())
 KEY = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,0A\n\nMIIEow==\nabc+/\n-----END RSA PRIVATE KEY-----"

@@ -200,7 +200,7 @@ def test_the_classifier_learns(tmp_path, fields):
 
 
 def test_the_classifiers_probability_is_that_of_the_trained_model(tmp_path):
-    """Weights as scikit-learn fitted them; features by hand: b a b has a once, b twice, "b a" and "a b" once; its length is the root of 7."""
+    """Weights as fitted; features by hand: b a b has a once, b twice, "b a" and "a b" once, and its length is the root of 7."""
     block = Classifier(ClassifierSettings(**good_and_bad(tmp_path), buckets_log2=16))
     block.prepare(0, tmp_path)
     with np.load(tmp_path / "classifier.npz", allow_pickle=False) as stored:
