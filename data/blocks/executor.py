@@ -150,7 +150,7 @@ class _Executor:
     def __init__(self, steps: Sequence[Step], sources: Sequence[str], scratch: Path, seed: int, run: Progress) -> None:
         self.steps, self.scratch, self.seed, self.reporter = steps, scratch, seed, run
         self.folders = [scratch / f"block{number}" for number in range(len(steps))]
-        self.blocks = [block(settings) for block, settings in (load(step.place, step.settings) for step in steps)]
+        self.blocks: list[Any] = [block(settings) for block, settings in (load(step.place, step.settings) for step in steps)]
         self.tallies = [BlockTally() for _ in steps]
         self.rejected = scratch / "rejected.jsonl"
         self.rejected.touch()
@@ -200,7 +200,7 @@ class _Executor:
                 block.prepare(self._seed_of(number), folder)
             if hasattr(block, "against"):
                 block.against(evaluated(), folder)
-            if hasattr(block, "load") and isinstance(block, Survey):  # it decides here
+            if hasattr(block, "load") and hasattr(block, "decide"):  # which it does here
                 block.load(folder)
 
     def _seed_of(self, number: int) -> int:

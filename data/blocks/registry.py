@@ -1,7 +1,7 @@
 """The blocks of curation by kind. A new block is one line here, and one word in ``BlockKind``.
 
-A block's module has beside its class the class's settings, a frozen pydantic model of the class's name with ``Settings`` after it. What a
-settings class may have besides fields, and a block besides its call (or ``describe`` and ``decide``), is listed in ``data.blocks.executor``.
+A block's module has beside its class the class's settings, a frozen pydantic model of the class's name with ``Settings`` after it. What
+settings may have besides fields, and a block besides its call (or ``describe`` and ``decide``), is listed in ``data.blocks.executor``.
 """
 
 import importlib

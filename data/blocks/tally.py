@@ -1,4 +1,4 @@
-"""What a block did: rows by what became of them, and a few of them to look at. Tallies of parts add up in any order to that of the whole."""
+"""What a block did: rows by what became of them, and a few to look at. Tallies of parts add up, in any order, to that of the whole."""
 
 import heapq
 import random
@@ -57,9 +57,8 @@ class BlockTally:
         else:
             self.edited += after is not before
             samples = self.kept_samples
-        if len(samples) == SAMPLES and priority > samples[-1].priority:
-            return
-        samples[:] = heapq.nsmallest(SAMPLES, [*samples, _sample(priority, before, after)])
+        if is_drawn(samples, priority):
+            put(samples, _sample(priority, before, after))
 
     def add(self, other: Self) -> None:
         """Add the tally of other rows."""
@@ -82,6 +81,16 @@ class BlockTally:
         samples = {name: [Sample(**sample) for sample in plain[name]] for name in ("kept_samples", "rejected_samples")}
         rejected = {int(source): Counter(reasons) for source, reasons in plain["rejected"].items()}
         return cls(plain["rows"], plain["edited"], rejected, Counter(plain["labels"]), **samples)
+
+
+def is_drawn(samples: list[Sample], priority: float) -> bool:
+    """Whether a row of this priority belongs to the samples."""
+    return len(samples) < SAMPLES or priority < samples[-1].priority
+
+
+def put(samples: list[Sample], sample: Sample) -> None:
+    """Add to samples, which stay sorted and bounded."""
+    samples[:] = heapq.nsmallest(SAMPLES, [*samples, sample])
 
 
 def _sample(priority: float, before: Row, after: Row | Rejected) -> Sample:

@@ -24,8 +24,11 @@ _ENVIRONMENT = {
 # What a block may raise is raised again here: the user's mistakes must stay told from ours, and from faults that pass.
 _RAISED: dict[str, type[Exception]] = {
     kind.__name__: kind
-    for kind in (ValueError, FileNotFoundError, PermissionError, OSError, ImportError, MemoryError)
-    + (TypeError, AttributeError, LookupError, AssertionError, NameError, ArithmeticError, NotImplementedError)
+    for kinds in (
+        (ValueError, FileNotFoundError, PermissionError, OSError, ImportError, MemoryError),
+        (TypeError, AttributeError, LookupError, AssertionError, NameError, ArithmeticError, NotImplementedError),
+    )
+    for kind in kinds
 }
 
 
@@ -137,7 +140,8 @@ class Workers:
     def _death(self, process: _Process) -> Exception:
         status = process.process.wait()
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit code {status}"
-        return ChildProcessError(f"a worker process of {self._block(process)} {how}, at the rows of {process.working_on or 'its first shard'}")
+        rows = process.working_on or "its first shard"
+        return ChildProcessError(f"a worker process of {self._block(process)} {how}, at the rows of {rows}")
 
     def _fault(self, process: _Process, failed: dict[str, Any]) -> Exception:
         kind = next((_RAISED[name] for name in failed["kinds"] if name in _RAISED), RuntimeError)

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from data.groups import demonstration_group
 from data.packing import Group, Packed, pack, split_by_tokens
 from data.records import Demonstration
 from data.tables import read_table
@@ -18,7 +19,7 @@ from models.configs.ppo import PPOConfig
 from models.logprobs import token_logps
 from models.losses.sft import sft_loss
 from models.losses.sums import Sums
-from models.rendering import demonstration_group, drop_long
+from models.rendering import drop_long
 from models.run import Run
 from models.training.order import batch_indices
 
