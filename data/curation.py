@@ -269,11 +269,12 @@ class _Curation:
         tokenizer = self.screen.tokenizer
         write_report(run.out, Curated(config, self.seed, tokenizer, self.tallies, self.blocks, wanted, self._record, self._text))
         read, bad = sum(tally.read for tally in self.tallies), sum(tally.bad for tally in self.tallies)
-        counts = {"read_rows": read, "bad_rows": bad}
+        metrics = {"data/read_rows": read, "data/bad_rows": bad, "data/kept_rows": sum(map(len, wanted.values()))}
+        meta = {"rows": {table: len(candidates) for table, candidates in wanted.items()}, "read_rows": read, "bad_rows": bad}
         if self.blocks:
-            counts["rejected_rows"] = sum(tally.blocked.total() for tally in self.tallies)
-        run.report({f"data/{name}": n for name, n in counts.items()} | {"data/kept_rows": sum(map(len, wanted.values()))}, 0)
-        return {"rows": {table: len(candidates) for table, candidates in wanted.items()}, **counts}
+            metrics["data/rejected_rows"] = meta["rejected_rows"] = sum(tally.blocked.total() for tally in self.tallies)
+        run.report(metrics, 0)
+        return meta
 
     def _write_rejected(self) -> None:
         """One list: what reading and screening set aside, by source, then what each block rejected."""

@@ -225,8 +225,6 @@ def _token_text(tokenizer: "Tokenizer", token: int) -> str:
 
 def card(curated: Curated, summary: Mapping[str, Any]) -> str:
     """The data card: a YAML head as the Hugging Face hub reads it, then sources, blocks and tables."""
-    import yaml
-
     config = curated.config
     licences = sorted({source.license or "not stated" for source in config.sources})
     head = {
@@ -239,7 +237,7 @@ def card(curated: Curated, summary: Mapping[str, Any]) -> str:
     sources = [_source_row(source, tally) for source, tally in zip(config.sources, curated.sources, strict=True)]
     tables = [[table, *(str(value) for value in values.values())] for table, values in summary["tables"].items()]
     parts = [
-        "---\n" + yaml.safe_dump(head, sort_keys=False, allow_unicode=False) + "---",
+        f"---\n{_yaml(head)}---",
         f"# Data card\n\nMade with seed {curated.seed}. Held-out tables share no prompt with training tables.",
         "## Sources\n\n" + _table(["source", "role", "licence", "rows read", "unusable", "rejected by blocks", "weight"], sources),
         "### Digests (SHA-256)\n\n" + "\n".join(line for source in config.sources for line in _digests(source)),
@@ -247,6 +245,14 @@ def card(curated: Curated, summary: Mapping[str, Any]) -> str:
         "## Tables\n\n" + _table(["table", "rows", "prompt tokens, mean", "max", "completion tokens, mean", "max"], tables),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _yaml(head: Mapping[str, Any]) -> str:
+    """YAML that is no HTML, for readers that take the head for a part of the text."""
+    import yaml
+
+    text = yaml.safe_dump(dict(head), sort_keys=False)
+    return text if "<" not in text else yaml.safe_dump(dict(head), sort_keys=False, default_style='"').replace("<", "\\x3C")
 
 
 def _source_row(source: SourceConfig, tally: SourceTally) -> list[str]:
@@ -265,7 +271,8 @@ def _block_text(block: BlockReport) -> str:
     tally = block.tally
     rejected = ", ".join(f"{reason} {count}" for reason, count in tally.reasons.most_common()) or "none"
     counts = f"{tally.rows} rows, {tally.edited} edited, {tally.kept} kept; rejected: {rejected}"
-    return f"### {_inline(block.label)}\n\n{_inline(counts)}\n\n```json\n{json.dumps(dict(block.settings), indent=2)}\n```"
+    settings = json.dumps(dict(block.settings), indent=2).replace("<", "\\u003c")
+    return f"### {_inline(block.label)}\n\n{_inline(counts)}\n\n```json\n{settings}\n```"
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
