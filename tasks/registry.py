@@ -1,8 +1,8 @@
 """Records of runs: which recipe and config, which stages, which artifacts. What `posttrain explain`, `chat` and `artifacts gc` read.
 
-HOME/runs/quickstart-3.json     the record, rewritten atomically at every change
-HOME/runs/quickstart-3.lock     held by the run as long as it lives: a record that says "running" and whose lock is free was killed
-HOME/runs/in-use.lock           shared by everything that reads artifacts; `artifacts gc` waits for nobody and takes it alone
+    HOME/runs/quickstart-3.json     the record, rewritten atomically at every change
+    HOME/runs/quickstart-3.lock     held by the run as long as it lives: a record that says "running" and whose lock is free was killed
+    HOME/runs/in-use.lock           shared by everything that reads artifacts; `artifacts gc` waits for nobody and takes it alone
 """
 
 from __future__ import annotations
