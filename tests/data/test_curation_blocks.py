@@ -1,6 +1,7 @@
 """Blocks inside curation: which rows pass them and when, what is left for the tables, and what the stage's key holds."""
 
 import json
+import tracemalloc
 from collections import Counter
 
 import pytest
@@ -171,6 +172,25 @@ def test_documents_and_conversations_do_not_mix(curated):
     assert run.meta["rows"] == {"demonstrations": 5, "prompts": 5, "documents": 5}
     with pytest.raises(ValueError, match="prompts=-1, but no source supplies"):
         curated(files[:1], documents=-1, prompts=-1)
+
+
+def test_of_a_row_little_stays_in_memory(curated, monkeypatch):
+    """A candidate with its key, numbers and places in sets takes 600 bytes; the text of a row takes 6000."""
+    from data import screening, tables
+
+    monkeypatch.setattr(tables, "_READ_ROWS", 64)
+    monkeypatch.setattr(screening, "render_document", lambda tokenizer, text: [1, 2, 3])
+
+    def peak(n):
+        rows = [{"text": f"{i} " + "word " * 1200} for i in range(n)]
+        tracemalloc.start()
+        curated([(rows, {})], documents=-1, max_completion_tokens=0)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    few, many = peak(200), peak(1_200)
+    assert many - few < 1_000 * 1_000
 
 
 # The configuration
