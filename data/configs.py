@@ -5,9 +5,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from data.blocks.configs import BlockConfig
 from data.files import sha256_of
 
-Form = Literal["auto", "messages", "prompt_completion", "preference", "label", "alpaca", "hh", "ranked"]
+Form = Literal["auto", "messages", "prompt_completion", "preference", "label", "alpaca", "hh", "ranked", "text"]
 VerifierName = Literal["none", "reasoning_gym", "math", "number", "exact"]
 
 
@@ -56,6 +57,7 @@ class SourceConfig(BaseModel):
         default="{answer}", description="What a demonstration of a reasoning-gym task says; {answer} is the task's answer."
     )
     remove_calculator_marks: bool = Field(default=False, description="Remove gsm8k's <<...>> calculator annotations from completions.")
+    license: str = Field(default="", description="Licence of the rows, for the data card, such as MIT; empty: the card says not stated.")
 
     @model_validator(mode="after")
     def _consistent(self) -> "SourceConfig":
@@ -70,6 +72,11 @@ class SourceConfig(BaseModel):
         if self.columns and self.kind == "reasoning_gym":
             raise ValueError(f"columns={self.columns} is for hub and file sources; a reasoning_gym task has no columns")
         return self
+
+    @property
+    def place(self) -> str:
+        """What its rows are said to come from."""
+        return self.name if self.kind == "file" else f"{self.kind}:{self.name}"
 
     @property
     def verifier_name(self) -> VerifierName:
@@ -111,6 +118,7 @@ class CurateConfig(BaseModel):
     preferences: int = Field(default=0, ge=-1, description="Chosen/rejected pairs, in rows. 0: none, -1: all.")
     labels: int = Field(default=0, ge=-1, description="Unpaired desirable/undesirable completions, in rows. 0: none, -1: all.")
     rankings: int = Field(default=0, ge=-1, description="K-way ranked completions, in rows. 0: none, -1: all.")
+    documents: int = Field(default=0, ge=-1, description="Plain texts for a pretraining mix, in rows. 0: none, -1: all.")
     test_prompts: int = Field(default=400, ge=-1, description="Held-out prompts, in rows. 0: none, -1: all of the sources with role test.")
     test_preferences: int = Field(
         default=0, ge=-1, description="Held-out pairs, one a prompt, in rows. 0: none, -1: all of the sources with role test."
@@ -124,21 +132,35 @@ class CurateConfig(BaseModel):
     )
     max_prompt_tokens: int = Field(default=512, ge=0, description="Longest prompt kept, in tokens with the chat template. 0: no limit.")
     max_completion_tokens: int = Field(
-        default=512, ge=0, description="Longest completion kept, in tokens with its end-of-turn token. 0: no limit."
+        default=512, ge=0, description="Longest completion or document kept, in tokens with its end-of-turn token. 0: no limit."
     )
-    min_completion_tokens: int = Field(default=0, ge=0, description="Shortest completion kept, in tokens with its end-of-turn token.")
+    min_completion_tokens: int = Field(
+        default=0, ge=0, description="Shortest completion or document kept, in tokens with its end-of-turn token."
+    )
     max_bad_share: float = Field(
         default=0.1,
         ge=0,
         le=1,
-        description="Largest share of a source's rows that may be unusable before curation stops (duplicates do not count).",
+        description="Largest share of a source's rows that may be unusable before curation stops (duplicates do not count, nor does what "
+        "blocks reject).",
+    )
+    blocks: list[BlockConfig] = Field(
+        default_factory=list,
+        description="What rows of files and hub datasets pass through, in order, before they are split. Rows of sources with role test do "
+        "not. A decontaminate block and all after it come when the held-out rows are chosen, and see the others only.",
+    )
+    workers: int = Field(
+        default=0,
+        ge=0,
+        description="Processes that run blocks; 0: one for each core that the stage may use. Does not change the result.",
+        json_schema_extra={"cache": False},
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> "CurateConfig":
-        sizes = [self.demonstrations, self.prompts, self.preferences, self.labels, self.rankings, self.test_prompts, self.test_preferences]
-        if not any(sizes):
-            raise ValueError("every table size is 0: set at least one of demonstrations, prompts, preferences, labels, rankings")
+        training = [self.demonstrations, self.prompts, self.preferences, self.labels, self.rankings, self.documents]
+        if not any([*training, self.test_prompts, self.test_preferences]):
+            raise ValueError("every table size is 0: set at least one of demonstrations, prompts, preferences, labels, rankings, documents")
         has_test = any(source.role == "test" for source in self.sources)
         for name in ("test_prompts", "test_preferences"):
             if getattr(self, name) == -1 and not has_test:
@@ -146,5 +168,8 @@ class CurateConfig(BaseModel):
         return self
 
     def cache_extra(self) -> dict[str, str]:
-        """SHA-256 of every local data file named: a byte of data changes the stage's key."""
-        return {f"{source.name}/{path.name}": sha256_of(path) for source in self.sources for path in source.paths()}
+        """SHA-256 of every local file named, by sources or by blocks: a byte of one changes the stage's key."""
+        named = {f"{source.name}/{path.name}": path for source in self.sources for path in source.paths()}
+        for number, block in enumerate(self.blocks):
+            named |= {f"blocks.{number}.{block.kind}/{path}": path for path in block.paths()}
+        return {name: sha256_of(path) for name, path in named.items()}

@@ -26,7 +26,10 @@ _YES, _NO = {"true", "yes", "1", "1.0", "good", "desirable"}, {"false", "no", "0
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A prompt and what a row says of answers to it. ``completion`` is the answer to imitate: the only one, the chosen or the best."""
+    """A prompt and what a row says of answers to it. ``completion`` is the answer to imitate: the only one, the chosen or the best.
+
+    A plain document is a ``completion`` with no prompt.
+    """
 
     prompt: Messages
     completion: str | None = None
@@ -60,6 +63,8 @@ def mapped(values: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, A
 def detect_form(columns: Iterable[str], sample: Mapping[str, Any]) -> Form:
     """The form of rows with these (mapped) columns. Raises ValueError that names the columns seen where none fits."""
     seen = set(columns)
+    if seen == {"text"}:
+        return "text"
     asks = bool(seen & {"prompt", "messages", "conversations", "instruction"})
     if {"chosen", "rejected"} <= seen:
         return "hh" if not asks and isinstance(sample.get("chosen"), str) else "preference"
@@ -76,7 +81,7 @@ def detect_form(columns: Iterable[str], sample: Mapping[str, Any]) -> Form:
     raise ValueError(
         f"cannot tell the form of rows with the columns {sorted(seen)}. Set columns to map ours to them, such as "
         "{prompt: question, completion: answer}; forms: messages; prompt, completion; prompt, chosen, rejected; prompt, completion, label; "
-        "instruction, input, output; chosen, rejected (HH); prompt, completions, ranks"
+        "instruction, input, output; chosen, rejected (HH); prompt, completions, ranks; text (alone, or with form=text)"
     )
 
 
@@ -180,6 +185,10 @@ def _from_prompt_completion(row: Mapping[str, Any]) -> Iterator[Example]:
     prompt = _prompt(_asked(row))
     completion = _answer_text(row["completion"], "completion") if row.get("completion") is not None else None
     yield Example(prompt, completion=completion, answer=_answer(row))
+
+
+def _from_text(row: Mapping[str, Any]) -> Iterator[Example]:
+    yield Example((), completion=_text(row.get("text"), "text"))
 
 
 def _from_alpaca(row: Mapping[str, Any]) -> Iterator[Example]:
@@ -353,4 +362,5 @@ _PARSERS = {
     "alpaca": _from_alpaca,
     "hh": _from_hh,
     "ranked": _from_ranked,
+    "text": _from_text,
 }

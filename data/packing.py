@@ -6,7 +6,7 @@ attends to the prompt and to itself, never to a sibling or to another group. A p
 Axes: ``N`` packed tokens, ``C`` completions, ``S`` scored tokens (those whose log-probability is read), ``K`` groups.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -111,8 +111,8 @@ def _check(group: Group, k: int) -> None:
         )
 
 
-def split_by_tokens(groups: Sequence[Group], max_tokens: int) -> Iterator[list[Group]]:
-    """Cut a list of groups, in order, into lists of at most ``max_tokens`` tokens; a longer group stands alone."""
+def split_by_tokens(groups: Iterable[Group], max_tokens: int) -> Iterator[list[Group]]:
+    """Cut groups, in order, into lists of at most ``max_tokens`` tokens; a longer group stands alone."""
     batch: list[Group] = []
     size = 0
     for group in groups:

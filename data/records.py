@@ -100,6 +100,13 @@ class Ranking(Record):
     scores: tuple[float, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Document(Record):
+    """A plain text that answers nothing, such as a page of a pretraining corpus."""
+
+    text: str
+
+
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: one value, one text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

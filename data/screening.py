@@ -1,17 +1,23 @@
 """Screening: each example is made ready and kept, or set aside with a reason. What is set aside is counted and written down."""
 
+import hashlib
+import json
+import random
 import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
+from data.blocks.base import Row
+from data.blocks.rows import RowStore
+from data.blocks.tally import Sample, is_drawn, put
 from data.configs import CurateConfig, SourceConfig
 from data.forms import Example
-from data.records import Message, Messages, normalised_text
+from data.records import Message, Messages, canonical_json, normalised_text
 from data.sources import BadRow
-from data.splits import Candidate
-from data.templates import control_token_in, render_completion, render_prompt
+from data.splits import Candidate, tables_of
+from data.templates import control_token_in, render_completion, render_document, render_prompt
 from data.verifiers import final_number
 
 if TYPE_CHECKING:
@@ -19,19 +25,22 @@ if TYPE_CHECKING:
 
 # Good rows that are not needed: they say nothing against their source.
 HARMLESS_REASONS = frozenset({"duplicate", "in_test_set"})
+_LONGEST_DETAIL = 300  # characters, of a sample
 _MARKED_ANSWER = re.compile(r"####|\\boxed")
 _CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 
 
 @dataclass
 class SourceTally:
-    """What became of one source's rows."""
+    """What became of one source's rows. ``listing`` gets a JSON line for each that is set aside; blocks list theirs themselves."""
 
     name: str
+    listing: IO[str]
     read: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
-    rejected: list[dict[str, Any]] = field(default_factory=list)
+    blocked: Counter[str] = field(default_factory=Counter)
+    samples: list[Sample] = field(default_factory=list)
 
     @property
     def bad(self) -> int:
@@ -42,12 +51,17 @@ class SourceTally:
         """Note one row that is left out; counted only, unless ``listed``."""
         self.reasons[fault.reason] += 1
         self.first.setdefault(fault.reason, f"{file}:{line}: {fault.detail}")
+        # The lot of the n-th row set aside of a source: samples of several sources together are a fair sample too.
+        priority = random.Random(f"{self.name}:{self.reasons.total()}").random()
+        if is_drawn(self.samples, priority):
+            put(self.samples, Sample(priority, file, line, "", reason=fault.reason, detail=fault.detail[:_LONGEST_DETAIL]))
         if listed:
-            self.rejected.append({"source": self.name, "file": file, "line": line, "reason": fault.reason, "detail": fault.detail})
+            entry = {"source": self.name, "file": file, "line": line, "reason": fault.reason, "detail": fault.detail}
+            self.listing.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     def check(self, max_bad_share: float) -> None:
         """Raise ValueError, worst reasons first, where more than ``max_bad_share`` of the rows are bad."""
-        judged = self.read - sum(self.reasons[reason] for reason in HARMLESS_REASONS)
+        judged = self.read - sum(self.reasons[reason] for reason in HARMLESS_REASONS) - self.blocked.total()
         if self.bad <= max_bad_share * judged:
             return
         worst = [(reason, count) for reason, count in self.reasons.most_common() if reason not in HARMLESS_REASONS]
@@ -59,32 +73,41 @@ class SourceTally:
 
 
 class Screen:
-    """Keeps or refuses examples; remembers what it kept, so that nothing is kept twice."""
+    """Keeps or refuses examples; sets down what it kept, and remembers enough of it that nothing is kept twice."""
 
-    def __init__(self, config: CurateConfig, tokenizer: "Tokenizer") -> None:
+    def __init__(self, config: CurateConfig, tokenizer: "Tokenizer", store: RowStore) -> None:
         if found := control_token_in(tokenizer, config.system_prompt + "".join(source.instruction for source in config.sources)):
             raise ValueError(
                 f"system_prompt and instruction are text; {found!r} is a control token of the base model's tokenizer: leave it out"
             )
-        self.config, self.tokenizer = config, tokenizer
-        self._kept: set[tuple[Any, ...]] = set()
-        self._prompts: set[str] = set()
+        self.config, self.tokenizer, self.store = config, tokenizer, store
+        self._kept: set[bytes] = set()
+        self._prompts: set[bytes] = set()
+        self._invents = any(source.kind == "reasoning_gym" for source in config.sources)
 
-    def keep(self, example: Example, number: int, file: str, line: int) -> Candidate:
-        """The candidate of an example that is ready for use. Raises BadRow with the reason it is not."""
-        source = self.config.sources[number]
-        self._refuse_control_tokens(example)
-        example = prepared(example, source, self.config.system_prompt)
-        key = normalised_text(example.prompt)
+    def keep(self, row: Row) -> Candidate:
+        """The candidate of an example that is ready for use; the example itself is in the store as it came.
+
+        Raises:
+            BadRow: it is not; with the reason.
+        """
+        source = self.config.sources[row.source]
+        _refuse_emptied(row.example)
+        self._refuse_control_tokens(row.example)
+        example = prepared(row.example, source, self.config.system_prompt)
+        key = _digest(normalised_text(example.prompt or (Message("user", example.completion or ""),)))
         # Held-out rows are compared among themselves: a training row must not push its twin out of the test set.
-        identity = (source.role == "test", key, example.answers(), example.desirable)
+        said = canonical_json([source.role == "test", example.answers(), example.desirable])
+        identity = _digest(said, key)
         repeats = key in self._prompts if source.kind == "reasoning_gym" else identity in self._kept
         if repeats:
             raise BadRow("duplicate", "an earlier row says the same")
         prompt_tokens, completion_tokens = self._lengths(example, source)
         self._kept.add(identity)
-        self._prompts.add(key)
-        return Candidate(example, number, key, file, line, prompt_tokens, completion_tokens)
+        if self._invents:  # an invented question must be none of those read
+            self._prompts.add(key)
+        place = self.store.add(row)
+        return Candidate(place, tables_of(example), row.source, key, row.file, row.line, prompt_tokens, completion_tokens)
 
     def _refuse_control_tokens(self, example: Example) -> None:
         named: Iterable[tuple[str, str]] = [
@@ -101,6 +124,10 @@ class Screen:
         A prompt that is only asked in tests is kept however long its reference answer is: leaving out the hard ones would flatter.
         """
         config = self.config
+        if not example.prompt:
+            length = len(render_document(self.tokenizer, example.completion or ""))
+            _within("a document", length, config.min_completion_tokens, config.max_completion_tokens)
+            return 0, length
         try:
             prompt_tokens = len(render_prompt(self.tokenizer, example.prompt))
             _within("the prompt", prompt_tokens, 0, config.max_prompt_tokens)
@@ -115,9 +142,24 @@ class Screen:
         return prompt_tokens, max(lengths, default=0)
 
 
+def _refuse_emptied(example: Example) -> None:
+    """What a form would not have let pass, a block may have made by cutting."""
+    if not all(text.strip() for text in (*(message.content for message in example.prompt), *example.answers())):
+        raise BadRow("empty", "blocks left nothing of a turn or an answer")
+    if example.chosen is not None and example.rejected is not None and example.chosen.strip() == example.rejected.strip():
+        raise BadRow("chosen_equals_rejected", "blocks left the same text of both answers")
+
+
+def _digest(text: str, more: bytes = b"") -> bytes:
+    """Sixteen bytes that name a text: of a million texts two share them with a probability of 1e-27."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass") + more, digest_size=16).digest()
+
+
 def prepared(example: Example, source: SourceConfig, system_prompt: str) -> Example:
     """An example as it will be used: system prompt, instruction, cleaned completion, and the answer its verifier compares with."""
     prompt = example.prompt
+    if not prompt:
+        return example
     if system_prompt and prompt[0].role != "system":
         prompt = (Message("system", system_prompt), *prompt)
     if source.instruction:

@@ -3,44 +3,59 @@
 Everything here is decided by the candidates' order and the seed alone.
 """
 
+import functools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from data.configs import CurateConfig, SourceConfig
 from data.forms import Example
 
 TEST_TABLES = ("test_preferences", "test_prompts")
 # Where rows are not shared, earlier tables choose first: labelled data is scarcer than bare prompts.
-TRAIN_TABLES = ("demonstrations", "preferences", "labels", "rankings", "prompts")
+TRAIN_TABLES = ("demonstrations", "preferences", "labels", "rankings", "prompts", "documents")
 # A procedural task knows its answer: it can show it or ask for it, without end.
 PROCEDURAL_TABLES = ("demonstrations", "prompts", "test_prompts")
 
-_FITS: dict[str, Callable[[Example], bool]] = {
-    "demonstrations": lambda example: example.completion is not None,
-    "prompts": lambda example: True,
-    "preferences": lambda example: example.chosen is not None,
-    "labels": lambda example: example.desirable is not None,
-    "rankings": lambda example: bool(example.ranks),
-}
+C = TypeVar("C")
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A usable example with what splitting and reporting need: source number, prompt key, place and lengths."""
+    """What splitting and reporting need of a usable example, which itself is on disk: there may be millions.
 
-    example: Example
+    ``place``: where the example is in its store. ``fits``: the tables it can become a row of. ``key``: what names its prompt (of a
+    document, its text). Lengths are in tokens.
+    """
+
+    place: int
+    fits: frozenset[str]
     source: int
-    key: str
+    key: bytes
     file: str
     line: int
     prompt_tokens: int
     completion_tokens: int
 
 
-def fits(table: str, example: Example) -> bool:
-    """Whether an example can become a row of a table."""
-    return _FITS[table.removeprefix("test_")](example)
+Pool = Sequence[Candidate | None]  # the usable rows of one source in order; None for one that has been taken out
+
+
+def tables_of(example: Example) -> frozenset[str]:
+    """The tables that an example can become a row of."""
+    asks = bool(example.prompt)
+    shows = example.completion is not None
+    return _tables(asks, shows, example.chosen is not None, example.desirable is not None, bool(example.ranks))
+
+
+@functools.cache
+def _tables(asks: bool, shows: bool, compares: bool, labels: bool, ranks: bool) -> frozenset[str]:
+    can = {"demonstrations": shows, "prompts": True, "preferences": compares, "labels": labels, "rankings": ranks}
+    if not asks:
+        return frozenset({"documents"} if shows else ())
+    found = {table for table, is_able in can.items() if is_able}
+    return frozenset(found | {f"test_{table}" for table in found})
 
 
 def feeds(source: SourceConfig, table: str, *, only_test_sources: bool) -> bool:
@@ -62,7 +77,7 @@ def quotas(total: int, weights: Sequence[float]) -> list[int]:
     return counts
 
 
-def table_quotas(config: CurateConfig, pools: Sequence[Sequence[Candidate] | None]) -> dict[str, dict[int, int]]:
+def table_quotas(config: CurateConfig, pools: Sequence[Pool | None]) -> dict[str, dict[int, int]]:
     """Rows that each source supplies to each table: ``{table: {source number: rows}}``. A pool of None is an endless source.
 
     Raises:
@@ -88,34 +103,58 @@ def table_quotas(config: CurateConfig, pools: Sequence[Sequence[Candidate] | Non
 
 
 def allocate(
-    shares: dict[str, dict[int, int]], pools: Sequence[Sequence[Candidate]], *, held: set[str], share_rows: bool, seed: int
-) -> tuple[dict[str, list[Candidate]], set[str]]:
-    """The candidates of every table, and the keys of held-out prompts.
+    shares: dict[str, dict[int, int]], pools: Sequence[Pool], *, held: set[bytes], share_rows: bool, seed: int
+) -> tuple[dict[str, list[Candidate]], set[bytes]]:
+    """The candidates of every table, and the keys of held-out prompts: ``hold_out``, then ``share_out``."""
+    tests, held = hold_out(shares, pools, held=held, seed=seed)
+    return tests | share_out(shares, pools, held=held, share_rows=share_rows, seed=seed), held
 
-    ``held`` are prompts that may never be trained on, chosen for a test table or not. Held-out rows are one a prompt, and so are
-    prompts for sampling.
+
+def hold_out(
+    shares: dict[str, dict[int, int]], pools: Sequence[Pool], *, held: set[bytes], seed: int
+) -> tuple[dict[str, list[Candidate]], set[bytes]]:
+    """The candidates of the test tables, one a prompt, and the keys of held-out prompts.
+
+    ``held`` are prompts that may never be trained on, chosen for a test table or not.
     """
-    shuffled = [_shuffled(pool, f"{seed}:{number}") for number, pool in enumerate(pools)]
+    decks = _decks(pools, seed)
     tables: dict[str, list[Candidate]] = {}
     held = set(held)
     for table in TEST_TABLES:
-        tables[table] = _fill(table, shares.get(table, {}), shuffled, lambda candidate: True, one_a_prompt=True)
+        tables[table] = _fill(table, shares.get(table, {}), decks, lambda candidate: True, one_a_prompt=True)
         held |= {candidate.key for candidate in tables[table]}
-    owners: dict[str, str] = {}
+    return {table: _shuffled(rows, f"{seed}:{table}") for table, rows in tables.items()}, held
+
+
+def share_out(
+    shares: dict[str, dict[int, int]], pools: Sequence[Pool], *, held: set[bytes], share_rows: bool, seed: int
+) -> dict[str, list[Candidate]]:
+    """The candidates of the training tables. Prompts for sampling are one a prompt.
+
+    The pools are those of ``hold_out``, where candidates may have been taken out or replaced since: no other one moves for that.
+    """
+    decks = _decks(pools, seed)
+    tables: dict[str, list[Candidate]] = {}
+    owners: dict[bytes, str] = {}
     for table in TRAIN_TABLES:
 
         def free(candidate: Candidate, table: str = table) -> bool:
             return candidate.key not in held and (share_rows or owners.get(candidate.key, table) == table)
 
-        tables[table] = _fill(table, shares.get(table, {}), shuffled, free, one_a_prompt=table == "prompts")
+        tables[table] = _fill(table, shares.get(table, {}), decks, free, one_a_prompt=table == "prompts")
         owners.update(dict.fromkeys((candidate.key for candidate in tables[table]), table))
-    return {table: _shuffled(rows, f"{seed}:{table}") for table, rows in tables.items()}, held
+    return {table: _shuffled(rows, f"{seed}:{table}") for table, rows in tables.items()}
 
 
-def _can_supply(table: str, pool: Sequence[Candidate] | None) -> bool:
+def _decks(pools: Sequence[Pool], seed: int) -> list[list[Candidate]]:
+    shuffled = (_shuffled(pool, f"{seed}:{number}") for number, pool in enumerate(pools))
+    return [[candidate for candidate in deck if candidate is not None] for deck in shuffled]
+
+
+def _can_supply(table: str, pool: Pool | None) -> bool:
     if pool is None:
         return table in PROCEDURAL_TABLES
-    return any(fits(table, candidate.example) for candidate in pool)
+    return any(candidate is not None and table in candidate.fits for candidate in pool)
 
 
 def _fill(
@@ -127,14 +166,14 @@ def _fill(
     one_a_prompt: bool,
 ) -> list[Candidate]:
     chosen: list[Candidate] = []
-    seen: set[str] = set()
+    seen: set[bytes] = set()
     for number, quota in share.items():
         end = len(pools[number]) if quota == -1 else quota
         taken = 0
         for candidate in pools[number]:
             if taken == end:
                 break
-            if (one_a_prompt and candidate.key in seen) or not free(candidate) or not fits(table, candidate.example):
+            if (one_a_prompt and candidate.key in seen) or not free(candidate) or table not in candidate.fits:
                 continue
             seen.add(candidate.key)
             chosen.append(candidate)
@@ -142,7 +181,7 @@ def _fill(
     return chosen
 
 
-def _shuffled(candidates: Sequence[Candidate], seed: str) -> list[Candidate]:
+def _shuffled(candidates: Sequence[C], seed: str) -> list[C]:
     order = list(candidates)
     random.Random(seed).shuffle(order)
     return order

@@ -1,7 +1,8 @@
 """Tables of records as Parquet files: the same records give the same bytes."""
 
+import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.judgements import Candidates, Judgement
-from data.records import Demonstration, Label, Preference, Prompt, Ranking, Record
+from data.records import Demonstration, Document, Label, Preference, Prompt, Ranking, Record
 
 R = TypeVar("R", bound=Record)
 
@@ -18,6 +19,7 @@ _NAMED = [("id", pa.string()), ("source", pa.string())]
 _FIELDS: dict[type[Record], list[tuple[str, pa.DataType]]] = {
     Prompt: [("messages", _MESSAGES), ("answer", pa.string()), ("verifier", pa.string()), ("metadata", pa.string())],
     Demonstration: [("messages", _MESSAGES)],
+    Document: [("text", pa.string())],
     Preference: [("prompt", _MESSAGES), ("chosen", pa.string()), ("rejected", pa.string()), ("margin", pa.float64())],
     Label: [("prompt", _MESSAGES), ("completion", pa.string()), ("desirable", pa.bool_())],
     Ranking: [
@@ -47,21 +49,51 @@ _FIELDS: dict[type[Record], list[tuple[str, pa.DataType]]] = {
     ],
 }
 _RECORD_KEY = b"posttrain.record"
+_GROUP_ROWS = 65_536
+_READ_ROWS = 4_096  # divides the above
 
 
 def write_table(path: Path, records: Iterable[R], record_type: type[R] | None = None) -> int:
-    """Write records of one type; returns how many. An empty table needs ``record_type``. The file appears whole or not at all."""
-    records = list(records)
+    """Write records of one type, read a few at a time; returns how many. An empty table needs ``record_type``.
+
+    The file appears whole or not at all.
+    """
+    stream = iter(records)
+    head = list(itertools.islice(stream, _READ_ROWS))
+    schema = _schema(head, record_type)
+    staged = path.with_name(path.name + ".partial")
+    written = 0
+    with pq.ParquetWriter(staged, schema, compression="zstd") as writer:
+        for group in _row_groups(itertools.chain(head, stream), schema):
+            writer.write_table(group, row_group_size=_GROUP_ROWS)
+            written += len(group)
+    os.replace(staged, path)
+    return written
+
+
+def _schema(records: Iterable[Record], record_type: type[Record] | None) -> pa.Schema:
     kinds = {type(record) for record in records} | ({record_type} if record_type else set())
     if len(kinds) != 1:
         raise ValueError(f"a table holds one record type, got {sorted(k.__name__ for k in kinds) or 'no record and no record_type'}")
     kind = kinds.pop()
-    schema = pa.schema(_NAMED + _FIELDS[kind], metadata={_RECORD_KEY: kind.__name__.encode()})
-    table = pa.Table.from_pylist([record.to_row() for record in records], schema=schema)
-    staged = path.with_name(path.name + ".partial")
-    pq.write_table(table, staged, compression="zstd", row_group_size=65_536)
-    os.replace(staged, path)
-    return len(records)
+    return pa.schema(_NAMED + _FIELDS[kind], metadata={_RECORD_KEY: kind.__name__.encode()})
+
+
+def _row_groups(records: Iterator[Record], schema: pa.Schema) -> Iterator[pa.Table]:
+    """The records as tables of ``_GROUP_ROWS``; as Python objects only a few of them are there at a time. At least one table."""
+    parts: list[pa.Table] = []
+    for number in itertools.count():
+        batch = list(itertools.islice(records, _READ_ROWS))
+        if batch:
+            named = schema.metadata[_RECORD_KEY].decode()
+            if strange := {type(record).__name__ for record in batch} - {named}:
+                raise ValueError(f"a table holds one record type, got {sorted(strange | {named})}")
+            parts.append(pa.Table.from_pylist([record.to_row() for record in batch], schema=schema))
+        if sum(map(len, parts)) == _GROUP_ROWS or (not batch and (parts or not number)):
+            yield pa.concat_tables(parts).combine_chunks() if parts else schema.empty_table()
+            parts = []
+        if not batch:
+            return
 
 
 def read_table(path: Path, record_type: type[R]) -> list[R]:

@@ -109,6 +109,11 @@ def render_completion(tokenizer: "Tokenizer", prompt: Sequence[Message], complet
     return ids if _template_tokens(tokenizer, text[: span[1]], span[0]) else [*ids, _eos_id(tokenizer)]
 
 
+def render_document(tokenizer: "Tokenizer", text: str) -> list[int]:
+    """Ids of a plain text, the end-of-sequence token behind it; what looks like a control token in it is text."""
+    return [*_encode_plain(tokenizer, _hide(tokenizer, text)), _eos_id(tokenizer)]
+
+
 def control_token_in(tokenizer: "Tokenizer", text: str) -> str | None:
     """The first control token typed in a text, such as ``<|im_start|>``; None where there is none."""
     found = _controls(tokenizer).pattern.search(text)

@@ -1,4 +1,4 @@
-"""From records to token groups, through the chat template of the policy's own tokenizer."""
+"""From rankings and completions to token groups and back, through the chat template of the policy's own tokenizer; see `data.groups`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,34 +7,14 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from data.packing import Group
-from data.records import Messages, Preference, Ranking
-from data.templates import render_completion, render_demonstration, render_prompt
+from data.records import Messages, Ranking
+from data.templates import render_completion, render_prompt
 from models.run import Run
-
-
-def demonstration_group(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> Group:
-    """A conversation as one group: everything before the first assistant token is prompt; assistant tokens are scored.
-
-    Raises:
-        ValueError: no token would be trained.
-    """
-    ids, trained = render_demonstration(tokenizer, messages)
-    if True not in trained:
-        raise ValueError(f"no assistant token in a conversation of roles {[m.role for m in messages]}: nothing would be trained")
-    first = trained.index(True)
-    end = len(trained) - trained[::-1].index(True)
-    return Group(ids[:first], [ids[first:end]], [trained[first:end]])
 
 
 def completion_ids(tokenizer: PreTrainedTokenizerBase, prompt: Messages, completion: str) -> list[int]:
     """Tokens of an answer to a prompt, its end-of-turn token included."""
     return render_completion(tokenizer, prompt, completion)
-
-
-def pair_group(tokenizer: PreTrainedTokenizerBase, pair: Preference) -> Group:
-    """Chosen and rejected answers behind their shared prompt: two completions, in this order."""
-    prompt = render_prompt(tokenizer, pair.prompt)
-    return Group(prompt, [completion_ids(tokenizer, pair.prompt, text) for text in (pair.chosen, pair.rejected)])
 
 
 def ranking_group(tokenizer: PreTrainedTokenizerBase, ranking: Ranking) -> Group:

@@ -128,6 +128,13 @@ class PipelineRun:
         )
         _table_in_prefect(rows, markdown, key)
 
+    def page(self, markdown: str, key: str) -> None:
+        """Show a text, in the MLflow run and in Prefect."""
+        if self.session is None:
+            return
+        self.session.recorder.put(AddText(ref=self.ref, path=f"{key}.md", text=markdown))
+        _page_in_prefect(markdown, key)
+
     def end(self, status: Status) -> None:
         """End the run and the stages in it that have not said how they ended."""
         assert self.session is not None
@@ -248,6 +255,17 @@ def _link_from_prefect(run: PipelineRun, run_id: str) -> None:
     create_link_artifact(link=str(run.url), link_text=f"MLflow: {run.name}", key="mlflow-run", description=text)
     with get_client(sync_client=True) as client:
         client.update_flow_run_labels(flow_run.id, {"mlflow.run_id": run_id})
+
+
+def _page_in_prefect(markdown: str, key: str) -> None:
+    if provenance.flow_run() is None:
+        return
+    from prefect.artifacts import create_markdown_artifact
+
+    try:
+        create_markdown_artifact(markdown=markdown, key=key.lower().replace("_", "-"))
+    except Exception as error:  # an artifact page is not worth a finished run
+        log.warning("The page %r is not shown in Prefect: %s", key, error)
 
 
 def _table_in_prefect(rows: list[dict[str, Any]], markdown: str, key: str) -> None:

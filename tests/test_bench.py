@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from data.groups import demonstration_group, pair_group
 from data.templates import load_tokenizer, render_prompt
 from models.configs.dpo import DPOConfig
 from models.configs.grpo import GRPOConfig
@@ -20,7 +21,6 @@ from models.configs.reward_model import RewardModelConfig
 from models.configs.sft import SFTConfig
 from models.heads import new_scalar
 from models.loading import load_policy
-from models.rendering import demonstration_group, pair_group
 from models.run import Run
 from models.scratch import CHATML
 from models.training.dpo import PreferenceOptimisation

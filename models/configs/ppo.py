@@ -37,9 +37,12 @@ class PPOConfig(ClippedConfig):
         default_factory=lambda: OptimConfig(learning_rate=5e-6, schedule="constant"), description="Optimiser of the critic."
     )
     ptx_coefficient: float = Field(
-        default=0.0, ge=0, description="PPO-ptx: weight of the mean log-likelihood of demonstrated tokens, per nat; 0 = plain PPO."
+        default=0.0, ge=0, description="PPO-ptx: weight of the mean log-likelihood of the tokens mixed in, per nat; 0 = plain PPO."
     )
-    ptx_batch_size: int = Field(default=16, ge=1, description="Demonstrations of an update, for ptx_coefficient.")
+    ptx_batch_size: int = Field(default=16, ge=1, description="Demonstrations or documents of an update, for ptx_coefficient.")
+    ptx_table: Literal["demonstrations", "documents"] = Field(
+        default="demonstrations", description="What of the data is mixed in, for ptx_coefficient: conversations, or plain texts."
+    )
 
     @model_validator(mode="after")
     def _controlled(self) -> "PPOConfig":

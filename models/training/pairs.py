@@ -6,11 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from data.groups import pair_group
 from data.packing import Group, Packed, pack, split_by_tokens
 from data.records import Preference
 from data.tables import read_table
 from data.templates import load_tokenizer
-from models.rendering import drop_long, pair_group
+from models.rendering import drop_long
 from models.run import Run
 from models.training.core import Algorithm
 from models.training.order import batch_indices

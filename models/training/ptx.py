@@ -10,15 +10,16 @@ from typing import Any
 
 from torch import Tensor
 
+from data.groups import demonstration_group, document_group
 from data.packing import Group, Packed, pack, split_by_tokens
-from data.records import Demonstration
+from data.records import Demonstration, Document
 from data.tables import read_table
 from data.templates import load_tokenizer
 from models.configs.ppo import PPOConfig
 from models.logprobs import token_logps
 from models.losses.sft import sft_loss
 from models.losses.sums import Sums
-from models.rendering import demonstration_group, drop_long
+from models.rendering import drop_long
 from models.run import Run
 from models.training.order import batch_indices
 
@@ -35,7 +36,7 @@ class DemonstrationBatch:
 class Demonstrations:
     """gamma E_x log pi(x), the mean over demonstrated tokens, to be maximised beside PPO's objective.
 
-    Source: Ouyang et al. 2022, equation 2, with demonstrations for pretraining text and per token instead of per sequence.
+    Source: Ouyang et al. 2022, equation 2, per token instead of per sequence, with documents or, in their place, demonstrations.
     """
 
     def __init__(self, policy: Any, groups: Sequence[Group], config: PPOConfig, max_tokens: int, seed: int):
@@ -57,14 +58,18 @@ class Demonstrations:
 
 
 def read_demonstrations(config: PPOConfig, policy: Path, data: Path, run: Run) -> list[Group]:
-    """The demonstrations of a data artifact; those longer than a micro-batch are left out and counted.
+    """The demonstrations (or documents) of a data artifact; those longer than a micro-batch are left out and counted.
 
     Raises:
         ValueError: it holds none.
     """
-    table = data / "demonstrations.parquet"
+    table = data / f"{config.ptx_table}.parquet"
     if not table.is_file():
-        raise ValueError("ptx_coefficient needs demonstrations, and this data artifact has none: curate a source of them, or set it to 0")
+        named = config.ptx_table
+        raise ValueError(f"ptx_coefficient needs {named}, and this data artifact has none: curate a source of them, or set it to 0")
     tokenizer = load_tokenizer(policy)
-    groups = [demonstration_group(tokenizer, record.messages) for record in read_table(table, Demonstration)]
+    if config.ptx_table == "documents":
+        groups = [document_group(tokenizer, record.text) for record in read_table(table, Document)]
+    else:
+        groups = [demonstration_group(tokenizer, record.messages) for record in read_table(table, Demonstration)]
     return [groups[i] for i in drop_long(groups, config.micro_batch_tokens, run)]

@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from data.groups import demonstration_group
 from data.records import Demonstration
 from data.tables import read_table
 from data.templates import load_tokenizer
 from models.configs.sft import SFTConfig
 from models.preflight import check_eos_is_trained
-from models.rendering import demonstration_group, drop_long, eos_ids
+from models.rendering import drop_long, eos_ids
 from models.run import Run
 from models.training.imitation import imitate
 

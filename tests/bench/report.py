@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from data.groups import demonstration_group, pair_group
 from data.packing import Group
 from data.templates import load_tokenizer, render_prompt
 from models.logprobs import head_weight
-from models.rendering import demonstration_group, pair_group
 from models.training.order import batch_indices
 from models.worker import thread_count
 from tests.bench.drive import Result

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.groups import demonstration_group
 from data.records import Demonstration, Message
 from data.templates import load_tokenizer, render_prompt
 from models.configs.sampling import SamplingConfig
 from models.configs.sft import SFTConfig
 from models.generation import generate
 from models.loading import load_policy
-from models.rendering import demonstration_group
 from models.training.core import Loop, update_once
 from models.training.imitation import Imitation
 from models.training.optimiser import Trainee

@@ -5,14 +5,14 @@ from hypothesis import strategies as st
 from data.configs import CurateConfig, SourceConfig
 from data.forms import Example
 from data.records import Message
-from data.splits import TEST_TABLES, TRAIN_TABLES, Candidate, allocate, quotas, table_quotas
+from data.splits import TEST_TABLES, TRAIN_TABLES, Candidate, allocate, quotas, table_quotas, tables_of
 
 FILE = {"kind": "file", "name": "x"}
 NONE = dict.fromkeys((*TEST_TABLES, *TRAIN_TABLES), 0)
 
 
 def candidate(key, source=0, **answers):
-    return Candidate(Example((Message("user", key),), **answers), source, key, "f", 1, 1, 1)
+    return Candidate(0, tables_of(Example((Message("user", key),), **answers)), source, key, "f", 1, 1, 1)
 
 
 def shows(n, source=0, prefix="k"):

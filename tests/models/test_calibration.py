@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.groups import pair_group
 from data.packing import Group, pack
 from data.records import Preference
 from data.tables import read_table
@@ -17,7 +18,6 @@ from models.calibration import brier_score, calibration_metrics, expected_calibr
 from models.configs.optimisation import OptimConfig
 from models.configs.reward_model import RewardModelConfig
 from models.heads import load_scalar
-from models.rendering import pair_group
 from models.run import Run
 from models.training import reward_model
 

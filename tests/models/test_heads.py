@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from data.groups import pair_group
 from data.packing import Group, pack
 from models.configs.reward_model import RewardModelConfig
 from models.heads import HEAD_FILE, RewardRule, ScalarModel, load_scalar, new_scalar, save_scalar
 from models.losses.reward_model import bradley_terry_loss
-from models.rendering import pair_group
 from models.rewards import score_groups
 from models.run import Run
 from models.training import reward_model

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from data.packing import Group, pack
-from data.records import Prompt
-from data.tables import read_table
+from data.records import Document, Prompt
+from data.tables import read_table, write_table
+from data.templates import load_tokenizer
 from models.advantages import scale_rewards, token_rewards
 from models.configs.optimisation import OptimConfig
 from models.configs.ppo import PPOConfig
@@ -223,6 +224,16 @@ def test_demonstrations_keep_what_the_reward_would_forget(bandit: Path, new_run:
 def test_data_without_demonstrations_is_refused(bandit: Path, tmp_path: Path, run: Run):
     with pytest.raises(ValueError, match="this data artifact has none: curate a source of them, or set it to 0"):
         read_demonstrations(PPOConfig(), bandit, tmp_path, run)
+
+
+def test_documents_may_be_mixed_in_instead(bandit: Path, tmp_path: Path, run: Run):
+    """A document is scored from its second token to its end-of-sequence token."""
+    write_table(tmp_path / "documents.parquet", [Document("d", "s", "abc")])
+    (group,) = read_demonstrations(PPOConfig(ptx_table="documents"), bandit, tmp_path, run)
+    tokenizer = load_tokenizer(bandit)
+    ids = tokenizer("abc", add_special_tokens=False)["input_ids"]
+    assert [*group.prompt, *group.completions[0]] == [*ids, tokenizer.eos_token_id]
+    assert len(group.prompt) == 1 and group.scored is None
 
 
 # The optimum that is known

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from data.groups import demonstration_group, pair_group
 from data.packing import Group
 from data.records import Message, Preference
 from models.preflight import check_eos_is_trained, check_head
-from models.rendering import completion_ids, demonstration_group, drop_long, eos_ids, pair_group
+from models.rendering import completion_ids, drop_long, eos_ids
 from models.run import Run
 
 USER = (Message("user", "1 + 1?"),)

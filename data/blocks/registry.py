@@ -1,0 +1,68 @@
+"""The blocks of curation by kind. A new block is one line here, and one word in ``BlockKind``.
+
+A block's module has beside its class the class's settings, a frozen pydantic model of the class's name with ``Settings`` after it. What
+settings may have besides fields, and a block besides its call (or ``describe`` and ``decide``), is listed in ``data.blocks.executor``.
+"""
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from pydantic import BaseModel, ValidationError
+
+BlockKind = Literal[
+    "unicode",
+    "whitespace",
+    "language",
+    "gopher",
+    "c4",
+    "fineweb",
+    "pii",
+    "profanity",
+    "refusals",
+    "boilerplate",
+    "perplexity",
+    "classifier",
+    "dsir",
+    "exact",
+    "bloom",
+    "minhash",
+    "semantic",
+    "decontaminate",
+]
+
+# kind: module:class. Modules are imported when a block of the kind is asked for.
+BLOCKS: dict[str, str] = {}
+
+
+@runtime_checkable
+class NamesFiles(Protocol):
+    """Settings that name local files: the files' bytes are part of what the block does."""
+
+    def paths(self) -> list[Path]:
+        """The files."""
+        ...
+
+
+def place_of(kind: str) -> str:
+    """Where the block of a kind is, as module:class. Raises ValueError where there is none."""
+    if kind not in BLOCKS:
+        raise ValueError(f"there is no block {kind!r}; blocks: {', '.join(BLOCKS) or 'none'}")
+    return BLOCKS[kind]
+
+
+def load(place: str, settings: Mapping[str, Any]) -> tuple[Any, BaseModel]:
+    """The class at module:class and its settings, defaults filled in.
+
+    Raises:
+        ValueError: a setting is unknown or out of range; the message names it.
+    """
+    module, _, name = place.partition(":")
+    loaded = importlib.import_module(module)
+    model: type[BaseModel] = getattr(loaded, f"{name}Settings")
+    try:
+        return getattr(loaded, name), model.model_validate(dict(settings))
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))} = {fault['input']!r}: {fault['msg']}" for fault in error.errors())
+        raise ValueError(f"{faults} (settings: {', '.join(model.model_fields) or 'none'})") from error
