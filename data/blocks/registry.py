@@ -33,7 +33,26 @@ BlockKind = Literal[
 ]
 
 # kind: module:class. Modules are imported when a block of the kind is asked for.
-BLOCKS: dict[str, str] = {}
+BLOCKS: dict[str, str] = {
+    "unicode": "data.blocks.clean:Unicode",
+    "whitespace": "data.blocks.clean:Whitespace",
+    "language": "data.blocks.language:Language",
+    "gopher": "data.blocks.heuristics:Gopher",
+    "c4": "data.blocks.heuristics:C4",
+    "fineweb": "data.blocks.heuristics:FineWeb",
+    "pii": "data.blocks.pii:PII",
+    "profanity": "data.blocks.safety:Profanity",
+    "refusals": "data.blocks.safety:Refusals",
+    "boilerplate": "data.blocks.safety:Boilerplate",
+    "perplexity": "data.blocks.perplexity:Perplexity",
+    "classifier": "data.blocks.classifier:Classifier",
+    "dsir": "data.blocks.dsir:DSIR",
+    "exact": "data.blocks.exact:Exact",
+    "bloom": "data.blocks.bloom:Bloom",
+    "minhash": "data.blocks.minhash:MinHash",
+    "semantic": "data.blocks.semantic:Semantic",
+    "decontaminate": "data.blocks.decontaminate:Decontaminate",
+}
 
 
 @runtime_checkable
