@@ -134,6 +134,10 @@ class CurateConfig(BaseModel):
         description="Largest share of a source's rows that may be unusable before curation stops (duplicates do not count).",
     )
 
+    lint: Literal["warn", "stop", "off"] = Field(
+        default="warn", description="Look for faults in the pairs (see posttrain lint): say so, stop the run, or do not look."
+    )
+
     @model_validator(mode="after")
     def _consistent(self) -> "CurateConfig":
         sizes = [self.demonstrations, self.prompts, self.preferences, self.labels, self.rankings, self.test_prompts, self.test_preferences]

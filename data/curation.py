@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from data.configs import CurateConfig, Form, SourceConfig
 from data.forms import Example, detect_form, mapped, parse
+from data.lint import lint_stage
 from data.reasoning import freeze, task_entries
 from data.records import Demonstration, Label, Message, Preference, Prompt, Ranking, Record, record_id
 from data.screening import Screen, SourceTally
@@ -47,11 +48,12 @@ def curate(config: CurateConfig, *, base: Path, seed: int, run: Reporter) -> dic
     """Read every source, set unusable rows aside, split the rest and write the tables.
 
     Writes to ``run.out``: a Parquet table for each size that is not 0, ``rejected.jsonl`` (source, file, line, reason, detail of every row
-    set aside) and ``report.json`` (counts by source and reason, lengths by table). ``base`` is the policy whose tokenizer and chat template
-    measure the rows.
+    set aside), ``report.json`` (counts by source and reason, lengths by table) and, of preferences, ``lint.json``. ``base`` is the policy
+    whose tokenizer and chat template measure the rows.
 
     Raises:
-        ValueError: more than ``max_bad_share`` of a source's rows cannot be used; a table that no row is left for; a wrong task or column.
+        ValueError: more than ``max_bad_share`` of a source's rows cannot be used; a table that no row is left for; a wrong task or column;
+            faults in the pairs where lint says stop.
         FileNotFoundError: a data file or the tokenizer is missing.
         ConnectionError: the hub cannot be reached.
     """
@@ -69,7 +71,10 @@ def curate(config: CurateConfig, *, base: Path, seed: int, run: Reporter) -> dic
     tables, held = allocate(shares, pools, held=protected, share_rows=config.share_rows, seed=seed)
     _note_withheld(config, pools, tables, held, tallies)
     _check_filled(config, tables, run)
-    return _write(config, tables, tallies, run)
+    meta = _write(config, tables, tallies, run)
+    if config.preferences:
+        run.report({"data/lint_findings": lint_stage(run.out, [], config.lint, seed, run.log)}, 0)
+    return meta
 
 
 def _place(source: SourceConfig) -> str:
@@ -82,7 +87,7 @@ def _place(source: SourceConfig) -> str:
 def _file_pool(screen: Screen, number: int, tally: SourceTally, run: Reporter) -> list[Candidate]:
     source = screen.config.sources[number]
     pool: list[Candidate] = []
-    for row, examples in _examples(source):
+    for row, examples in parsed_rows(source):
         if tally.read % _ROWS_A_SIGN_OF_LIFE == 0:
             run.progress(tally.read, max(tally.read + 1, source.rows))
         for example in examples:
@@ -104,7 +109,7 @@ def _usable(example: Example | BadRow) -> Example:
     return example
 
 
-def _examples(source: SourceConfig) -> Iterator[tuple[RawRow, Sequence[Example | BadRow]]]:
+def parsed_rows(source: SourceConfig) -> Iterator[tuple[RawRow, Sequence[Example | BadRow]]]:
     """Each row with its examples, or with why it has none."""
     rows = read_rows(source)
     head = list(itertools.islice(rows, _PEEKED_ROWS))

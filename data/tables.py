@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.judgements import Candidates, Judgement
-from data.records import Demonstration, Label, Preference, Prompt, Ranking, Record
+from data.records import Demonstration, Label, Preference, Prompt, Ranking, Record, Tie
 
 R = TypeVar("R", bound=Record)
 
@@ -19,6 +19,7 @@ _FIELDS: dict[type[Record], list[tuple[str, pa.DataType]]] = {
     Prompt: [("messages", _MESSAGES), ("answer", pa.string()), ("verifier", pa.string()), ("metadata", pa.string())],
     Demonstration: [("messages", _MESSAGES)],
     Preference: [("prompt", _MESSAGES), ("chosen", pa.string()), ("rejected", pa.string()), ("margin", pa.float64())],
+    Tie: [("prompt", _MESSAGES), ("first", pa.string()), ("second", pa.string())],
     Label: [("prompt", _MESSAGES), ("completion", pa.string()), ("desirable", pa.bool_())],
     Ranking: [
         ("prompt", _MESSAGES),

@@ -16,7 +16,7 @@ from data.tables import read_table, write_table
 from data.verifiers import Verdict
 from models.configs.kto import KTOConfig
 from models.configs.optimisation import OptimConfig
-from models.configs.preferences import PreferencesConfig
+from models.configs.preferences import JudgeConfig, PreferencesConfig
 from models.configs.sampling import SamplingConfig
 from models.loading import load_policy
 from models.logprobs import sequence_logps, token_logps
@@ -135,11 +135,10 @@ def test_collected_labels_leave_held_out_prompts_alone(base: Path, tables: Path,
     config = PreferencesConfig(
         samples_per_prompt=4,
         sampling=SamplingConfig(max_tokens=6),
-        judge="callable",
-        judge_callable="judge_of_length:judge",
+        judges=[JudgeConfig(kind="callable", callable="judge_of_length:judge")],
         test_share=1 / 3,
     )
-    meta = collect(config, policy=base, data=tables, seed=1, run=run)
+    meta = collect(config, policies={"base": base}, data=tables, seed=1, run=run)
     labels = read_table(run.out / "labels.parquet", Label)
     prompts = [p.messages for p in read_table(tables / "prompts.parquet", Prompt)]
     assert {label.prompt for label in labels} == set(prompts[:4]), "two of six are held out"

@@ -23,7 +23,7 @@ from models.configs.online_rejection_sampling import OnlineRejectionSamplingConf
 from models.configs.optimisation import OptimConfig
 from models.configs.ppo import PPOConfig
 from models.configs.preference_model import PreferenceModelConfig
-from models.configs.preferences import PreferencesConfig
+from models.configs.preferences import JudgeConfig, PreferencesConfig, WriterConfig
 from models.configs.reinforce import ActorCriticConfig, ReinforceConfig
 from models.configs.rejection_sampling import RejectionSamplingConfig
 from models.configs.reward_model import RewardModelConfig
@@ -231,9 +231,15 @@ CASES = {
     ),
     "preferences": Case(
         "models.preferences:collect",
-        PreferencesConfig(samples_per_prompt=3, sampling=SHORT, judge="callable", judge_callable="interrupted:judge", chunk_prompts=2),
-        {"policy": "base", "data": "tables"},
-        [("stop:1", None), ("chunk:2", None)],
+        PreferencesConfig(
+            samples_per_prompt=3,
+            sampling=SHORT,
+            writers=[WriterConfig(temperatures=[1.0, 0.5])],
+            judges=[JudgeConfig(kind="callable", callable="interrupted:judge"), JudgeConfig(kind="reward_model")],
+            chunk_prompts=2,
+        ),
+        {"policies": {"policy": "base"}, "data": "tables", "reward": "reward_folder"},
+        [("stop:1", None), ("chunk:2", None), ("stop:4", None), ("chunk:5", None), ("stop:7", None)],
     ),
     "best_of_n": Case(
         "models.best_of_n:best_of_n",
