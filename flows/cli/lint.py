@@ -14,7 +14,7 @@ from data.lint import Lint, lint_folder, lint_pairs
 from data.records import Preference
 from data.sources import BadRow
 from flows.cli.policies import resolve, store
-from flows.cli.terminal import out, plain
+from flows.cli.terminal import complain, out, plain
 from tasks import registry
 
 
@@ -84,7 +84,7 @@ def _of_file(path: Path, form: str, seed: int) -> dict[str, Lint]:
                 name = f"{row.file}:{row.line}"
                 pairs.append(Preference(name, str(path), example.prompt, example.chosen, example.rejected, example.margin))
     if refused:
-        out.print(plain(f"{path}: {refused.total()} rows cannot be used: {dict(refused.most_common())}"), soft_wrap=True)
+        complain(f"{path}: {refused.total()} rows cannot be used: {dict(refused.most_common())}")
     if not pairs:
         raise ValueError(f"{path} holds no pairs of a chosen and a rejected answer: lint looks at those only")
     return {str(path): lint_pairs(pairs, {}, seed)}

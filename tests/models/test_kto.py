@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from data.packing import Group, pack
-from data.records import Label, Message, Prompt
+from data.records import Label, Message, Prompt, Ranking
 from data.tables import read_table, write_table
-from data.verifiers import Verdict
 from models.configs.kto import KTOConfig
 from models.configs.optimisation import OptimConfig
 from models.configs.preferences import JudgeConfig, PreferencesConfig
@@ -22,7 +21,7 @@ from models.loading import load_policy
 from models.logprobs import sequence_logps, token_logps
 from models.losses.kto import kto_loss, reference_point
 from models.losses.sums import merge
-from models.preferences import collect, labels_of, rank
+from models.preferences import collect, labels_of
 from models.run import Run
 from models.training import kto
 from models.training.kto import KahnemanTversky, mismatch, read_labels
@@ -117,14 +116,10 @@ def test_rewards_are_measured_from_the_whole_update_whatever_the_micro_batches(b
 PROMPT = Prompt("p", "toy", (Message("user", "?"),), "1", "number")
 
 
-def verdicts(*scores: float | None) -> list[Verdict]:
-    return [Verdict(0.0, False, "broken") if s is None else Verdict(s, s >= 1) for s in scores]
-
-
 def test_labels_by_hand():
     """Threshold 0.5: 0.5 is enough, no text is there twice, what could not be judged has no label."""
-    ranking = rank(PROMPT, ["x", "y", "x", "z", "w"], [0.0, 1.0, 0.5, 0.0, 0.5])
-    labels = labels_of(ranking, verdicts(0.0, 1.0, 0.5, None, 0.5), 0.5)
+    ranking = Ranking("r", "toy", PROMPT.messages, ("x", "y", "x", "z", "w"), (2, 0, 1, 2, 1))
+    labels = labels_of(ranking, [0.0, 1.0, 0.5, 0.0, 0.5], [False, False, False, True, False], 0.5)
     assert [(label.completion, label.desirable) for label in labels] == [("x", False), ("y", True), ("w", True)]
     assert len({label.id for label in labels}) == 3 and labels[0].prompt == PROMPT.messages
 

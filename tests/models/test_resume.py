@@ -47,7 +47,7 @@ class Case:
 
     entry: str
     config: BaseModel
-    inputs: dict[str, str]
+    inputs: dict[str, Any]  # fixture by name, also nested
     deaths: list[tuple[str, int | None]]
 
 
@@ -263,7 +263,10 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 @pytest.fixture
 def start(case: Case, request: pytest.FixtureRequest, stage_process: Callable[..., Any], tmp_path: Path) -> Callable[[str], Any]:
-    inputs = {name: request.getfixturevalue(fixture) for name, fixture in case.inputs.items()}
+    def found(names: Any) -> Any:
+        return request.getfixturevalue(names) if isinstance(names, str) else {name: found(own) for name, own in names.items()}
+
+    inputs = {name: found(names) for name, names in case.inputs.items()}
     return lambda name: stage_process(tmp_path / name, case.entry, case.config, inputs)
 
 
