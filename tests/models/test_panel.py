@@ -226,7 +226,7 @@ def test_nothing_to_ask_is_an_error(base: Path, tables: Path, run: Run):
 
 
 def test_a_labelled_set_as_candidates_and_judge(tables: Path, run: Run):
-    """Ten pairs and eight rankings; sides are shuffled, labels and margins come back as they were, prompts of held-out rows leave training."""
+    """Ten pairs and eight rankings; sides are shuffled, labels and margins come back, held-out prompts leave training."""
     rows, known = labelled_sets(tables, seed=0)
     assert len(rows) == len(known) == 18 and 0 < sum(j.ranks == (1, 0) for j in known[:10]) < 10
     config = PreferencesConfig(writers=[], judges=[JudgeConfig(kind="dataset")], test_share=0.2)

@@ -239,7 +239,7 @@ CASES = {
             chunk_prompts=2,
         ),
         {"policies": {"policy": "base"}, "data": "tables", "reward": "reward_folder"},
-        [("stop:1", None), ("chunk:2", None), ("stop:4", None), ("chunk:5", None), ("stop:7", None)],
+        [("stop:4", None), ("chunk:7", None)],
     ),
     "best_of_n": Case(
         "models.best_of_n:best_of_n",
