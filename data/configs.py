@@ -72,6 +72,11 @@ class SourceConfig(BaseModel):
         return self
 
     @property
+    def place(self) -> str:
+        """What its rows are said to come from."""
+        return self.name if self.kind == "file" else f"{self.kind}:{self.name}"
+
+    @property
     def verifier_name(self) -> VerifierName:
         """The verifier in force: ``auto`` resolved."""
         if self.verifier != "auto":

@@ -2,23 +2,23 @@
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from data.configs import CurateConfig, Form, SourceConfig
-from data.forms import Example, detect_form, mapped, parse
+from data.configs import CurateConfig, SourceConfig
+from data.forms import Example
 from data.lint import lint_stage
+from data.reading import examples_of
 from data.reasoning import freeze, task_entries
 from data.records import Demonstration, Label, Message, Preference, Prompt, Ranking, Record, record_id
 from data.screening import Screen, SourceTally
-from data.sources import BadRow, RawRow, read_rows
+from data.sources import BadRow
 from data.splits import TEST_TABLES, TRAIN_TABLES, Candidate, allocate, table_quotas
 from data.tables import write_table
 from data.templates import load_tokenizer
 from data.verifiers import verify
 
-_PEEKED_ROWS = 32  # a column may be left out of some rows
 _ROWS_A_SIGN_OF_LIFE = 256
 _BARREN_TRIES = 2_000  # entries in a row without a new question: the task has no more
 
@@ -58,7 +58,7 @@ def curate(config: CurateConfig, *, base: Path, seed: int, run: Reporter) -> dic
         ConnectionError: the hub cannot be reached.
     """
     screen = Screen(config, load_tokenizer(base))
-    tallies = [SourceTally(_place(source)) for source in config.sources]
+    tallies = [SourceTally(source.place) for source in config.sources]
     found = [
         None if source.kind == "reasoning_gym" else _file_pool(screen, number, tallies[number], run)
         for number, source in enumerate(config.sources)
@@ -77,17 +77,13 @@ def curate(config: CurateConfig, *, base: Path, seed: int, run: Reporter) -> dic
     return meta
 
 
-def _place(source: SourceConfig) -> str:
-    return source.name if source.kind == "file" else f"{source.kind}:{source.name}"
-
-
 # Pools: the usable rows of one source
 
 
 def _file_pool(screen: Screen, number: int, tally: SourceTally, run: Reporter) -> list[Candidate]:
     source = screen.config.sources[number]
     pool: list[Candidate] = []
-    for row, examples in parsed_rows(source):
+    for row, examples in examples_of(source):
         if tally.read % _ROWS_A_SIGN_OF_LIFE == 0:
             run.progress(tally.read, max(tally.read + 1, source.rows))
         for example in examples:
@@ -107,37 +103,6 @@ def _usable(example: Example | BadRow) -> Example:
     if isinstance(example, BadRow):
         raise example
     return example
-
-
-def parsed_rows(source: SourceConfig) -> Iterator[tuple[RawRow, Sequence[Example | BadRow]]]:
-    """Each row with its examples, or with why it has none."""
-    rows = read_rows(source)
-    head = list(itertools.islice(rows, _PEEKED_ROWS))
-    form = source.form
-    readable = [row.values for row in head if row.values is not None]
-    if readable:
-        _check_columns(source, readable)
-        named = [mapped(values, source.columns) for values in readable]
-        form = detect_form({column for row in named for column in row}, named[0]) if form == "auto" else form
-
-    for row in itertools.chain(head, rows):
-        yield row, _parsed(row, source.columns, form)
-
-
-def _parsed(row: RawRow, columns: Mapping[str, str], form: Form) -> Sequence[Example | BadRow]:
-    if row.values is None:
-        return [row.fault or BadRow("wrong_type", "the row has no values")]
-    try:
-        return parse(mapped(row.values, columns), form)
-    except BadRow as fault:
-        return [fault]
-
-
-def _check_columns(source: SourceConfig, rows: Sequence[Mapping[str, Any]]) -> None:
-    seen = {column for row in rows for column in row}
-    for ours, theirs in source.columns.items():
-        if theirs not in seen and theirs.split(".")[0] not in seen:
-            raise ValueError(f"columns maps {ours} to {theirs!r}, which {_place(source)} does not have; its columns are {sorted(seen)}")
 
 
 def _procedural_pool(
@@ -286,28 +251,28 @@ def _prompt(example: Example, source: SourceConfig) -> Prompt:
         metadata["extraction"] = source.extraction
     verifier = source.verifier_name
     name = record_id("prompt", example.prompt, verifier, example.answer)
-    return Prompt(name, _place(source), example.prompt, answer=example.answer, verifier=verifier, metadata=metadata)
+    return Prompt(name, source.place, example.prompt, answer=example.answer, verifier=verifier, metadata=metadata)
 
 
 def _demonstration(example: Example, source: SourceConfig) -> Demonstration:
     messages = (*example.prompt, Message("assistant", example.completion or ""))
-    return Demonstration(record_id("demonstration", messages), _place(source), messages)
+    return Demonstration(record_id("demonstration", messages), source.place, messages)
 
 
 def _preference(example: Example, source: SourceConfig) -> Preference:
     chosen, rejected = example.chosen or "", example.rejected or ""
     name = record_id("preference", example.prompt, chosen, rejected)
-    return Preference(name, _place(source), example.prompt, chosen, rejected, example.margin)
+    return Preference(name, source.place, example.prompt, chosen, rejected, example.margin)
 
 
 def _label(example: Example, source: SourceConfig) -> Label:
     text, desirable = example.labelled or "", bool(example.desirable)
-    return Label(record_id("label", example.prompt, text, desirable), _place(source), example.prompt, text, desirable)
+    return Label(record_id("label", example.prompt, text, desirable), source.place, example.prompt, text, desirable)
 
 
 def _ranking(example: Example, source: SourceConfig) -> Ranking:
     name = record_id("ranking", example.prompt, list(example.ranked), list(example.ranks))
-    return Ranking(name, _place(source), example.prompt, example.ranked, example.ranks, example.scores)
+    return Ranking(name, source.place, example.prompt, example.ranked, example.ranks, example.scores)
 
 
 _RECORDS: dict[str, Callable[[Example, SourceConfig], Record]] = {

@@ -2,7 +2,6 @@
 
 import json
 import random
-import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from data.degenerate import degenerate
 from data.intervals import wilson
 from data.label_noise import estimate_noise
 from data.records import Messages, Preference, Prompt, normalised_text
@@ -24,15 +24,6 @@ NOISE_SHARE = 0.25  # of labels; people who label with care flip about 15 %
 _EXAMPLES = 5
 _SHOWN_CHARACTERS = 100
 _TRIGGER_PAIRS, _NOISE_PAIRS = 20_000, 5_000  # larger sets are sampled
-
-_OPENERS = r"thought process|reasoning|solution|answer|final answer|analysis|let(?:'|\u2019)?s (?:solve|think)[^.:\n]{0,40}step by step"
-_OPENER_ALONE = re.compile(rf"\W*(?:{_OPENERS})\W*", re.IGNORECASE)
-_ORDER_TO_JUDGE = re.compile(
-    r"\b(?:ignore|disregard|forget)\b[^.\n]{0,30}\b(?:previous|prior|above|other|all)\b[^.\n]{0,30}\b(?:instruction|answer|response|rubric|criteri)"
-    r"|\b(?:choose|select|pick|prefer|rate|rank|score)\s+(?:this|my)\s+(?:answer|response|reply|completion|output)\b"
-    r"|\b(?:dear|attention|note to(?: the)?)\s+(?:judge|evaluator|grader|annotator)s?\b",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,21 +101,6 @@ def lint_pairs(pairs: Sequence[Preference], held: Mapping[str, Sequence[Messages
         findings.append(finding)
         measured |= entry
     return Lint(len(pairs), [finding for finding in findings if finding.count], measured)
-
-
-def degenerate(text: str) -> str:
-    """Why an answer is none, or the empty string: empty, without a word, an opener without what it opens, or an order to its judge.
-
-    Judges have been seen to prefer each of these to real answers: Zheng et al. 2024 ("Cheating automatic LLM benchmarks"), Zhao et al. 2025
-    ("One token to fool LLM-as-a-judge").
-    """
-    if not text.strip():
-        return "empty"
-    if not any(character.isalnum() for character in text):
-        return "no word"
-    if _OPENER_ALONE.fullmatch(text):
-        return "an opener alone"
-    return "an order to the judge" if _ORDER_TO_JUDGE.search(text) else ""
 
 
 def shown(text: str) -> str:

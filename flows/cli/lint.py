@@ -9,8 +9,8 @@ from typing import get_args
 from pydantic import ValidationError
 
 from data.configs import Form, SourceConfig
-from data.curation import parsed_rows
 from data.lint import Lint, lint_folder, lint_pairs
+from data.reading import examples_of
 from data.records import Preference
 from data.sources import BadRow
 from flows.cli.policies import resolve, store
@@ -76,7 +76,7 @@ def _of_file(path: Path, form: str, seed: int) -> dict[str, Lint]:
         raise ValueError(f"{path}: {error}") from error
     pairs: list[Preference] = []
     refused: Counter[str] = Counter()
-    for row, examples in parsed_rows(source):
+    for row, examples in examples_of(source):
         for example in examples:
             if isinstance(example, BadRow):
                 refused[example.reason] += 1

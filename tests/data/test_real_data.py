@@ -5,9 +5,10 @@ from collections import Counter
 import pytest
 
 from data.configs import CurateConfig, SourceConfig
-from data.curation import curate, parsed_rows
+from data.curation import curate
 from data.forms import detect_form, mapped, parse
 from data.lint import lint_pairs
+from data.reading import examples_of
 from data.records import Demonstration, Message, Preference, Prompt, normalised_text
 from data.sources import BadRow, read_rows
 from data.tables import read_table
@@ -114,7 +115,7 @@ LINTED = [
 @pytest.mark.parametrize(("name", "n_pairs", "faults", "tendencies"), LINTED, ids=[each[0] for each in LINTED])
 def test_what_lint_says_of_a_published_set(shared_data, name, n_pairs, faults, tendencies):
     """HH-RLHF prefers four answers without a word; the politeness pairs of llms-from-scratch are told apart by "obviously" and its like."""
-    examples = [e for _, found in parsed_rows(SourceConfig(kind="file", name=str(shared_data / name))) for e in found]
+    examples = [e for _, found in examples_of(SourceConfig(kind="file", name=str(shared_data / name))) for e in found]
     pairs = [
         Preference("p", name, e.prompt, e.chosen, e.rejected)
         for e in examples
