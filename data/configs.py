@@ -156,6 +156,10 @@ class CurateConfig(BaseModel):
         json_schema_extra={"cache": False},
     )
 
+    lint: Literal["warn", "stop", "off"] = Field(
+        default="warn", description="Look for faults in the pairs (see posttrain lint): say so, stop the run, or do not look."
+    )
+
     @model_validator(mode="after")
     def _consistent(self) -> "CurateConfig":
         training = [self.demonstrations, self.prompts, self.preferences, self.labels, self.rankings, self.documents]

@@ -15,6 +15,7 @@ from data.configs import CurateConfig
 from data.conversions import record_of
 from data.curation_report import BlockReport, Curated, write_report
 from data.forms import Example
+from data.lint import lint_stage
 from data.procedural import asked, check_demonstrations
 from data.reading import examples_of
 from data.reasoning import task_entries
@@ -55,11 +56,12 @@ def curate(config: CurateConfig, *, base: Path, seed: int, run: Reporter) -> dic
 
     Writes to ``run.out``: a Parquet table for each size that is not 0, ``rejected.jsonl`` (source, file, line, reason, detail of every row
     set aside, and the block where it was one), ``report.json`` (counts by source, block and reason, lengths by table), ``report.html`` for
-    people, and ``card.md``, the data card. ``base`` is the policy whose tokenizer and chat template measure the rows. In memory of a row
+    people, ``card.md``, the data card, and of preferences ``lint.json``. ``base`` is the policy whose tokenizer and chat template measure the rows. In memory of a row
     there is only its ``Candidate``.
 
     Raises:
-        ValueError: more than ``max_bad_share`` of a source's rows cannot be used; a table that no row is left for; a wrong task or column.
+        ValueError: more than ``max_bad_share`` of a source's rows cannot be used; a table that no row is left for; a wrong task or column;
+            faults in the pairs where lint says stop.
         FileNotFoundError: a data file or the tokenizer is missing.
         ConnectionError: the hub cannot be reached.
         ChildProcessError: a process of a block died.
@@ -93,7 +95,11 @@ class _Curation:
         pools = self._decontaminated(pools, tests, held)
         tables = tests | share_out(shares, pools, held=held, share_rows=config.share_rows, seed=self.seed)
         self._check_filled(tables)
-        return self._write(tables)
+        meta = self._write(tables)
+        if config.preferences:
+            found_faults = lint_stage(self.reporter.out, [], config.lint, self.seed, self.reporter.log)
+            self.reporter.report({"data/lint_findings": found_faults}, 0)
+        return meta
 
     def _listing(self, number: int) -> Any:
         return (self.scratch / f"rejected-{number}.jsonl").open("w", encoding="utf-8", errors="backslashreplace")

@@ -82,6 +82,15 @@ class Preference(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class Tie(Record):
+    """Two different answers to one conversation, neither of which is better."""
+
+    prompt: Messages
+    first: str
+    second: str
+
+
+@dataclass(frozen=True, slots=True)
 class Label(Record):
     """One answer and whether it is desirable (unpaired feedback)."""
 

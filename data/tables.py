@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.judgements import Candidates, Judgement
-from data.records import Demonstration, Document, Label, Preference, Prompt, Ranking, Record
+from data.records import Demonstration, Document, Label, Preference, Prompt, Ranking, Record, Tie
 
 R = TypeVar("R", bound=Record)
 
@@ -21,6 +21,7 @@ _FIELDS: dict[type[Record], list[tuple[str, pa.DataType]]] = {
     Demonstration: [("messages", _MESSAGES)],
     Document: [("text", pa.string())],
     Preference: [("prompt", _MESSAGES), ("chosen", pa.string()), ("rejected", pa.string()), ("margin", pa.float64())],
+    Tie: [("prompt", _MESSAGES), ("first", pa.string()), ("second", pa.string())],
     Label: [("prompt", _MESSAGES), ("completion", pa.string()), ("desirable", pa.bool_())],
     Ranking: [
         ("prompt", _MESSAGES),

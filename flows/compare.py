@@ -12,6 +12,7 @@ from prefect import flow
 from pydantic import Field
 
 from flows.judge import FlowConfig, judge
+from flows.preferences import prefer
 from models.configs.base import StageConfig
 from models.configs.dpo import DPOConfig
 from models.configs.grpo import GRPOConfig
@@ -29,7 +30,6 @@ from models.configs.reward_model import RewardModelConfig
 from models.configs.sft import SFTConfig
 from tasks.actor_critic import actor_critic
 from tasks.base_model import base_model
-from tasks.collect_preferences import collect_preferences
 from tasks.curate import curate
 from tasks.dpo import dpo
 from tasks.grpo import grpo
@@ -83,7 +83,7 @@ def compare(config: CompareConfig) -> Artifact:
         base = base_model(config.base_model, seed=seed)
         data = curate(config.curate, base, seed=seed)
         policy = sft(config.sft, base, data, seed=seed)
-        preferences = collect_preferences(config.preferences, policy, data, seed=seed)
+        preferences = prefer(config.preferences, {"sft": policy, "base": base}, data, seed=seed)
         reward = reward_model(config.reward_model, policy, preferences, seed=seed)
 
         def each(stage: Stage, family: Mapping[str, StageConfig], *inputs: Artifact) -> dict[str, Artifact]:

@@ -10,6 +10,7 @@ from prefect import flow
 from pydantic import Field, model_validator
 
 from data.configs import CurateConfig
+from flows.preferences import prefer
 from models.configs.base import StageConfig
 from models.configs.base_model import BaseModelConfig
 from models.configs.dpo import DPOConfig
@@ -25,7 +26,6 @@ from models.configs.preferences import PreferencesConfig
 from models.configs.reward_model import RewardModelConfig
 from models.configs.sft import SFTConfig
 from tasks.base_model import base_model
-from tasks.collect_preferences import collect_preferences
 from tasks.comparison import publish
 from tasks.curate import curate
 from tasks.decoding_comparison import decoding_comparison
@@ -105,7 +105,7 @@ def decoding(config: DecodingConfig) -> Artifact:
         base = base_model(config.base_model, seed=seed)
         data = curate(config.curate, base, seed=seed)
         policy = sft(config.sft, base, data, seed=seed)
-        preferences = collect_preferences(config.preferences, policy, data, seed=seed)
+        preferences = prefer(config.preferences, {"sft": policy, "base": base}, data, seed=seed)
         reward = reward_model(config.reward_model, policy, preferences, seed=seed)
         scorers = {
             "pargs": reward_model.named("prefixes")(config.prefix_reward, policy, preferences, seed=seed),

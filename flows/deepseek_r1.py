@@ -13,6 +13,7 @@ from prefect import flow
 from pydantic import Field
 
 from flows.judge import FlowConfig, judge
+from flows.preferences import prefer
 from models.configs.evaluation import ComparisonConfig
 from models.configs.grpo import GRPOConfig
 from models.configs.preferences import PreferencesConfig
@@ -21,7 +22,6 @@ from models.configs.reward_model import RewardModelConfig
 from models.configs.rewards import RewardComponent
 from models.configs.sft import SFTConfig
 from tasks.base_model import base_model
-from tasks.collect_preferences import collect_preferences
 from tasks.curate import curate
 from tasks.grpo import grpo
 from tasks.rejection_sampling import rejection_sampling
@@ -79,7 +79,7 @@ def deepseek_r1(config: DeepSeekR1Config) -> Artifact:
         data = curate(config.curate, base, seed=seed)
         cold_start = sft(config.cold_start, base, data, seed=seed)
         reasoner = grpo.named("reasoning")(config.reasoning, cold_start, data, seed=seed)
-        samples = collect_preferences(config.preferences, reasoner, data, seed=seed)
+        samples = prefer(config.preferences, {"reasoning": reasoner, "cold_start": cold_start, "base": base}, data, seed=seed)
         reward = reward_model(config.reward_model, reasoner, samples, seed=seed)
         tuned = rejection_sampling(config.rejection_sampling, base, samples, reward, seed=seed)
         aligned = grpo.named("alignment")(config.alignment, tuned, data, reward, seed=seed)

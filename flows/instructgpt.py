@@ -9,12 +9,12 @@ from prefect import flow
 from pydantic import Field
 
 from flows.judge import FlowConfig, judge
+from flows.preferences import prefer
 from models.configs.ppo import PPOConfig
 from models.configs.preferences import PreferencesConfig
 from models.configs.reward_model import RewardModelConfig
 from models.configs.sft import SFTConfig
 from tasks.base_model import base_model
-from tasks.collect_preferences import collect_preferences
 from tasks.curate import curate
 from tasks.ppo import ppo
 from tasks.reward_model import reward_model
@@ -44,7 +44,7 @@ def instructgpt(config: InstructGPTConfig) -> Artifact:
         base = base_model(config.base_model, seed=seed)
         data = curate(config.curate, base, seed=seed)
         supervised = sft(config.sft, base, data, seed=seed)
-        preferences = collect_preferences(config.preferences, supervised, data, seed=seed)
+        preferences = prefer(config.preferences, {"sft": supervised, "base": base}, data, seed=seed)
         reward = reward_model(config.reward_model, supervised, preferences, seed=seed)
         optimised = ppo(config.ppo, supervised, data, reward, seed=seed)
         return judge(config, {"base": base, "sft": supervised, "ppo": optimised}, supervised, data, reward)

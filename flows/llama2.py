@@ -12,13 +12,13 @@ from prefect import flow
 from pydantic import Field
 
 from flows.judge import FlowConfig, judge
+from flows.preferences import prefer
 from models.configs.ppo import PPOConfig
 from models.configs.preferences import PreferencesConfig
 from models.configs.rejection_sampling import RejectionSamplingConfig
 from models.configs.reward_model import RewardModelConfig
 from models.configs.sft import SFTConfig
 from tasks.base_model import base_model
-from tasks.collect_preferences import collect_preferences
 from tasks.curate import curate
 from tasks.ppo import ppo
 from tasks.rejection_sampling import rejection_sampling
@@ -55,7 +55,7 @@ def llama2(config: Llama2Config) -> Artifact:
         policy = supervised = sft(config.sft, base, data, seed=seed)
         policies = {"base": base, "sft": supervised}
         for name in [f"round {number}" for number in range(1, config.rounds + 1)]:
-            preferences = collect_preferences.named(name)(config.preferences, policy, data, seed=seed)
+            preferences = prefer(config.preferences, {"current": policy, **policies}, data, seed=seed, name=name)
             reward = reward_model.named(name)(config.reward_model, policy, preferences, seed=seed)
             policy = rejection_sampling.named(name)(config.rejection_sampling, policy, preferences, reward, seed=seed)
             policies[name] = policy

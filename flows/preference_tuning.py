@@ -1,14 +1,19 @@
 """Learning from preferences that people have already given: a reward model and DPO on the same pairs.
 
 base_model -> curate -> { reward_model, dpo } -> evaluate -> comparison
+
+With collect the pairs are those of the model's own answers, or given ones judged anew, before either learns from them:
+base_model -> curate -> (reward_model[judge] ->) collect_preferences -> { reward_model, dpo } -> evaluate -> comparison
 """
 
 from prefect import flow
 from pydantic import Field
 
 from flows.judge import FlowConfig, judge
+from flows.preferences import prefer
 from models.configs.dpo import DPOConfig
 from models.configs.evaluation import ComparisonConfig, EvaluateConfig
+from models.configs.preferences import PreferencesConfig
 from models.configs.reward_model import RewardModelConfig
 from tasks.base_model import base_model
 from tasks.curate import curate
@@ -21,6 +26,11 @@ from tasks.tracking import pipeline
 class PreferenceTuningConfig(FlowConfig):
     """Settings of every stage of the flow ``preference_tuning``."""
 
+    collect: bool = Field(
+        default=False,
+        description="Collect preferences first, and learn from those; a judge of kind reward_model is trained on the given pairs before.",
+    )
+    preferences: PreferencesConfig = Field(default_factory=PreferencesConfig, description="Preference collection, with collect.")
     reward_model: RewardModelConfig = Field(default_factory=RewardModelConfig, description="Reward modelling.")
     dpo: DPOConfig = Field(default_factory=DPOConfig, description="DPO.")
     evaluate: EvaluateConfig = Field(
@@ -40,6 +50,12 @@ def preference_tuning(config: PreferenceTuningConfig) -> Artifact:
     with pipeline("preference_tuning", config):
         base = base_model(config.base_model, seed=seed)
         data = curate(config.curate, base, seed=seed)
-        reward = reward_model(config.reward_model, base, data, seed=seed)
-        policies = {"base": base, "dpo": dpo(config.dpo, base, data, seed=seed)}
+        pairs = data
+        if config.collect:
+            trained = None
+            if config.preferences.has("reward_model"):
+                trained = reward_model.named("judge")(config.reward_model, base, data, seed=seed)
+            pairs = prefer(config.preferences, {"base": base}, data, trained, seed=seed)
+        reward = reward_model(config.reward_model, base, pairs, seed=seed)
+        policies = {"base": base, "dpo": dpo(config.dpo, base, pairs, seed=seed)}
         return judge(config, policies, base, data, reward)

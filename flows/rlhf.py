@@ -7,6 +7,7 @@ from prefect import flow
 from pydantic import Field
 
 from flows.judge import FlowConfig, judge
+from flows.preferences import prefer
 from models.configs.dpo import DPOConfig
 from models.configs.grpo import GRPOConfig
 from models.configs.ppo import PPOConfig
@@ -15,7 +16,6 @@ from models.configs.rejection_sampling import RejectionSamplingConfig
 from models.configs.reward_model import RewardModelConfig
 from models.configs.sft import SFTConfig
 from tasks.base_model import base_model
-from tasks.collect_preferences import collect_preferences
 from tasks.curate import curate
 from tasks.dpo import dpo
 from tasks.grpo import grpo
@@ -51,7 +51,7 @@ def rlhf(config: RLHFConfig) -> Artifact:
         base = base_model(config.base_model, seed=seed)
         data = curate(config.curate, base, seed=seed)
         policy = sft(config.sft, base, data, seed=seed)
-        preferences = collect_preferences(config.preferences, policy, data, seed=seed)
+        preferences = prefer(config.preferences, {"sft": policy, "base": base}, data, seed=seed)
         reward = reward_model(config.reward_model, policy, preferences, seed=seed)
         policies = {
             "base": base,

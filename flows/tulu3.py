@@ -11,12 +11,12 @@ from prefect import flow
 from pydantic import Field
 
 from flows.judge import FlowConfig, judge
+from flows.preferences import prefer
 from models.configs.dpo import DPOConfig
 from models.configs.grpo import GRPOConfig
 from models.configs.preferences import PreferencesConfig
 from models.configs.sft import SFTConfig
 from tasks.base_model import base_model
-from tasks.collect_preferences import collect_preferences
 from tasks.curate import curate
 from tasks.dpo import dpo
 from tasks.grpo import grpo
@@ -46,7 +46,7 @@ def tulu3(config: Tulu3Config) -> Artifact:
         base = base_model(config.base_model, seed=seed)
         data = curate(config.curate, base, seed=seed)
         supervised = sft(config.sft, base, data, seed=seed)
-        preferences = collect_preferences(config.preferences, supervised, data, seed=seed)
+        preferences = prefer(config.preferences, {"sft": supervised, "base": base}, data, seed=seed)
         preferred = dpo(config.dpo, supervised, preferences, seed=seed)
         reinforced = grpo(config.grpo, preferred, data, seed=seed)
         return judge(config, {"base": base, "sft": supervised, "dpo": preferred, "grpo": reinforced}, supervised, data)

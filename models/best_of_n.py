@@ -18,12 +18,12 @@ from data.records import Prompt
 from data.tables import read_table
 from data.templates import load_tokenizer, render_prompt
 from data.verifiers import verify
+from models.callables import load_callable
 from models.chunks import map_chunks
 from models.configs.best_of_n import BestOfNConfig
-from models.configs.preferences import PreferencesConfig
 from models.generation import generate
+from models.judges import judge_of
 from models.loading import load_policy
-from models.preferences import load_judge
 from models.rendering import eos_ids, text_of
 from models.rewards import reward_function
 from models.run import Run
@@ -127,7 +127,7 @@ def _score(config: BestOfNConfig, policy: Path, prompts: list[Prompt], sampled: 
     groups = [Group(row["prompt"], [s["tokens"] for s in row["samples"]]) for row in sampled]
     texts = [[text_of(tokenizer, tokens) for tokens in group.completions] for group in groups]
     if config.pick == "callable":
-        judge = load_judge(PreferencesConfig(judge="callable", judge_callable=config.judge_callable))
+        judge = judge_of(load_callable(config.judge_callable, "judge_callable"))
         verdicts = [[judge(prompt, text) for text in own] for prompt, own in zip(prompts, texts, strict=True)]
         picked, failures = [[v.score for v in own] for own in verdicts], sum(v.error is not None for own in verdicts for v in own)
     else:

@@ -199,7 +199,7 @@ _HELD: dict[type[BaseModel], Callable[[Any], tuple[int, int]]] = {
     GuidedEvaluationConfig: lambda c: (0, 1 + (c.guidance.mode != "none")),
 }
 _ONE_TRAINED = ("sft", "reward_model", "kto", "kwise_dpo", "prefix_value", "preference_model")
-_ONE_FROZEN = ("collect_preferences", "evaluate", "reward_ensemble", "best_of_n")
+_ONE_FROZEN = ("sample_candidates", "collect_preferences", "evaluate", "reward_ensemble", "best_of_n")
 
 
 def _models_held(stage: str, config: BaseModel) -> tuple[int, int] | None:

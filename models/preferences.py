@@ -1,135 +1,221 @@
-"""Stage entry: sample completions, let a judge score them, pair the better with the worse.
-
-Axes: ``P`` prompts, ``G`` completions of each.
-"""
+"""Stage entries: completions for people to judge; and preferences, from completions that judges have ranked."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.records import Label, Preference, Prompt, Ranking, record_id
+from data.judgements import BETTER, Candidates, Judgement
+from data.lint import lint_stage
+from data.records import Label, Preference, Ranking, Record, Tie, normalised_text, record_id
 from data.tables import read_table, write_table
-from data.templates import load_tokenizer, render_prompt
-from data.verifiers import Verdict, verify
-from models.callables import load_callable
-from models.chunks import map_chunks
-from models.configs.preferences import PreferencesConfig
-from models.generation import generate
-from models.judges import Judge, judge_of
-from models.loading import load_policy
-from models.rendering import eos_ids, text_of
+from data.votes import Settled
+from models.configs.preferences import CandidatesConfig, PreferencesConfig
+from models.panel import Evidence, Verdicts, is_drawn, judge_rows
+from models.panel_judges import labelled_sets
 from models.run import Run
-from models.seeds import derive_seed
+from models.writing import distinct, write_completions
 
 
-def collect(config: PreferencesConfig, *, policy: Path, data: Path, seed: int, run: Run) -> dict[str, Any]:
-    """Write ``rankings.parquet``, ``preferences.parquet``, ``labels.parquet`` and, where there are any, ``test_preferences.parquet``.
+def sample(config: CandidatesConfig, *, policies: Mapping[str, Path], data: Path, seed: int, run: Run) -> dict[str, Any]:
+    """Write ``samples.parquet``, all that the policies wrote, and ``candidates.parquet``, what people are to be asked about.
 
-    The prompts of held-out pairs give no labels.
+    The latter holds every text of a prompt once, and prompts with two texts at least.
+
+    Raises:
+        ValueError: no prompt has two different completions.
     """
-    prompts = read_table(data / "prompts.parquet", Prompt)
-    prompts = prompts[: config.prompts] if config.prompts else prompts
-    judge = load_judge(config)
-    sampled = _sample(config, policy, prompts, seed, run)
-    verdicts = [[judge(prompt, text) for text in texts] for prompt, texts in zip(prompts, sampled, strict=True)]
-    rankings = [rank(p, texts, [v.score for v in row]) for p, texts, row in zip(prompts, sampled, verdicts, strict=True)]
-    pairs = [pairs_of(r, config.pairs_per_prompt, config.min_gap) for r in rankings]
-    held_out = round(len(prompts) * config.test_share)
-    train = [pair for row in pairs[: len(pairs) - held_out] for pair in row]
-    test = [pair for row in pairs[len(pairs) - held_out :] for pair in row]
-    labelled = [labels_of(r, row, config.label_threshold) for r, row in zip(rankings, verdicts, strict=True)]
-    labels = [label for row in labelled[: len(labelled) - held_out] for label in row]
-    if not train:
-        raise ValueError(
-            f"the judge found no completion better than another in {len(prompts)} prompts: sample more, or choose easier prompts"
-        )
-    write_table(run.out / "rankings.parquet", rankings, Ranking)
-    write_table(run.out / "preferences.parquet", train, Preference)
-    write_table(run.out / "labels.parquet", labels, Label)
-    if test:
-        write_table(run.out / "test_preferences.parquet", test, Preference)
-    flat = [v for row in verdicts for v in row]
-    summary = {
-        "preferences/prompts": len(prompts),
-        "preferences/pairs": len(train),
-        "preferences/test_pairs": len(test),
-        "preferences/labels": len(labels),
-        "preferences/desirable_labels": sum(label.desirable for label in labels),
-        "preferences/tied_prompts": sum(not row for row in pairs),
-        "preferences/judge_failures": sum(v.error is not None for v in flat),
-        "preferences/score": sum(v.score for v in flat) / len(flat),
-    }
+    samples = write_completions(config, policies, data, seed, run)
+    drawn = [row for row in samples if is_drawn(row.id, config.asked_share, seed)]
+    asked = [distinct(row)[0] for row in drawn] + (labelled_sets(data, seed)[0] if config.labelled_sets else [])
+    asked = [row for row in asked if len(row.completions) > 1]
+    if not asked:
+        raise ValueError(f"no prompt of {len(samples)} has two different completions: sample more, or at a higher temperature")
+    write_table(run.out / "samples.parquet", samples, Candidates)
+    write_table(run.out / "candidates.parquet", asked, Candidates)
+    summary = {"preferences/prompts": len(samples), "preferences/candidates": len(asked)}
     run.report(summary, 0)
     return {name.removeprefix("preferences/"): value for name, value in summary.items()}
 
 
-def _sample(config: PreferencesConfig, policy: Path, prompts: list[Prompt], seed: int, run: Run) -> list[list[str]]:
-    tokenizer = load_tokenizer(policy)
-    model = load_policy(policy, run.device)
-    ends = eos_ids(policy, tokenizer)
+def collect(
+    config: PreferencesConfig,
+    *,
+    policies: Mapping[str, Path],
+    data: Path,
+    reward: Path | None = None,
+    candidates: Path | None = None,
+    labels: Path | None = None,
+    seed: int,
+    run: Run,
+) -> dict[str, Any]:
+    """Write ``rankings.parquet``, ``preferences.parquet``, ``labels.parquet``, ``judgements.parquet``, where there are any
+    ``test_preferences.parquet``, where they are kept ``ties.parquet``, and ``lint.json``.
 
-    def sample(number: int, chunk: Sequence[Prompt]) -> list[list[str]]:
-        ids = [render_prompt(tokenizer, prompt.messages) for prompt in chunk]
-        rows = generate(
-            model,
-            ids,
-            config.sampling,
-            samples=config.samples_per_prompt,
-            eos_ids=ends,
-            seed=derive_seed(seed, "preferences", number),
-            on_step=run.stop_if_asked,
-        )
-        return [[text_of(tokenizer, c.tokens) for c in row] for row in rows]
-
-    return map_chunks(run, "sampled", prompts, config.chunk_prompts, sample)
-
-
-def load_judge(config: PreferencesConfig) -> Judge:
-    """The judge that a configuration names.
+    ``candidates`` is what ``sample`` wrote under the same seed, where people were asked about it; otherwise the policies write now. The
+    prompts of held-out pairs give no labels and no ties.
 
     Raises:
-        ValueError: the function cannot be imported.
+        ValueError: the judges prefer nothing, or the pairs have faults and lint says stop.
     """
-    if config.judge == "verifier":
-        return verify
-    return judge_of(load_callable(config.judge_callable, "judge_callable"))
+    samples = read_table(candidates / "samples.parquet", Candidates) if candidates else write_completions(config, policies, data, seed, run)
+    given, known = labelled_sets(data, seed) if config.has("dataset") else ([], [])
+    rows = [*samples, *given]
+    single = [distinct(row) for row in rows]
+    places = [own for _, own in single]
+    verdicts = judge_rows(config, [row for row, _ in single], Evidence(reward, labels, known), seed, run)
+    outcomes = [outcome_of(row, at, own, config) for row, at, own in zip(rows, places, verdicts.settled, strict=True)]
+    train, test = split_outcomes(outcomes, len(samples), config.test_share)
+    if not any(outcome.pairs for outcome in train):
+        raise ValueError(f"the judge found no completion better than another in {len(rows)} prompts: sample more, or choose easier prompts")
+    _write(config, outcomes, train, test, verdicts.judgements, run)
+    findings = lint_stage(run.out, [data], config.lint, seed, run.log)
+    summary = _summary(outcomes, train, test, verdicts, places) | {"preferences/lint_findings": findings}
+    run.report(summary, 0)
+    return {name.removeprefix("preferences/"): value for name, value in summary.items()}
 
 
-def rank(prompt: Prompt, completions: Sequence[str], scores: Sequence[float]) -> Ranking:
-    """Completions with their ranks: 0 is best, equal scores share a rank.
+@dataclass(frozen=True)
+class Outcome:
+    """What one prompt gives: its ranking (None where every judge abstained), and what follows from it."""
 
-    By hand: scores (0, 1, 0.5, 1) give ranks (2, 0, 1, 0).
+    key: str
+    ranking: Ranking | None
+    pairs: list[Preference]
+    ties: list[Tie]
+    labels: list[Label]
+
+
+def outcome_of(row: Candidates, places: Sequence[int], settled: Settled, config: PreferencesConfig) -> Outcome:
+    """Ranking, pairs, ties and labels of one prompt; ``places`` says where each of its completions stands among the settled texts."""
+    key = normalised_text(row.prompt)
+    if not settled.ranks:
+        return Outcome(key, None, [], [], [])
+    ranking = rank(row, places, settled, config)
+    pairs = pairs_of(ranking, config.pairs_per_prompt, config.min_gap)
+    ties = ties_of(ranking, config.pairs_per_prompt, config.min_gap) if config.ties == "keep" else []
+    scores = settled.wins if settled.grade or not settled.scores else settled.scores
+    failed = [settled.failed[place] for place in places]
+    labels = labels_of(ranking, [scores[place] for place in places], failed, config.label_threshold) if scores else []
+    return Outcome(key, ranking, pairs, ties, labels)
+
+
+def rank(row: Candidates, places: Sequence[int], settled: Settled, config: PreferencesConfig) -> Ranking:
+    """All completions with their ranks. The scores of a graded pair are its margin and 0, so that their difference is the margin.
+
+    By hand, graded slightly worse with margin 1/3: ranks (1, 0), scores (0, 1/3).
     """
-    order = sorted(set(scores), reverse=True)
-    ranks = tuple(order.index(s) for s in scores)
+    scores = settled.scores
+    if settled.grade:
+        margin = config.margin_better if abs(settled.grade) == BETTER else config.margin_slightly_better
+        scores = (margin, 0.0) if settled.grade > 0 else (0.0, margin)
     return Ranking(
-        record_id(prompt.messages, tuple(completions)), prompt.source, prompt.messages, tuple(completions), ranks, tuple(map(float, scores))
+        record_id(row.prompt, row.completions),
+        row.source,
+        row.prompt,
+        row.completions,
+        tuple(settled.ranks[place] for place in places),
+        tuple(scores[place] for place in places) if scores else (),
     )
 
 
 def pairs_of(ranking: Ranking, most: int, min_gap: float) -> list[Preference]:
-    """The widest-gap pairs of a ranking, no text twice on the same side; none where all scores are within ``min_gap``."""
+    """The widest-gap pairs of a ranking, by ranks where it has no scores, no text twice on the same side; none that is tied."""
+    scores = ranking.scores or [-float(rank) for rank in ranking.ranks]
     candidates = [
-        (ranking.scores[i] - ranking.scores[j], ranking.completions[i], ranking.completions[j])
-        for i, j in itertools.permutations(range(len(ranking.scores)), 2)
-        if ranking.scores[i] - ranking.scores[j] > min_gap and ranking.completions[i].strip() != ranking.completions[j].strip()
+        (scores[i] - scores[j], ranking.completions[i], ranking.completions[j])
+        for i, j in itertools.permutations(range(len(scores)), 2)
+        if ranking.ranks[i] < ranking.ranks[j] and not _is_tie(ranking, i, j, min_gap) and _differ(ranking, i, j)
     ]
     pairs: list[Preference] = []
     for gap, chosen, rejected in sorted(candidates, key=lambda c: -c[0]):
         if len(pairs) < most and all(chosen != p.chosen and rejected != p.rejected for p in pairs):
-            pairs.append(Preference(record_id(ranking.prompt, chosen, rejected), ranking.source, ranking.prompt, chosen, rejected, gap))
+            margin = gap if ranking.scores else 0.0
+            pairs.append(Preference(record_id(ranking.prompt, chosen, rejected), ranking.source, ranking.prompt, chosen, rejected, margin))
     return pairs
 
 
-def labels_of(ranking: Ranking, verdicts: Sequence[Verdict], threshold: float) -> list[Label]:
+def ties_of(ranking: Ranking, most: int, min_gap: float) -> list[Tie]:
+    """Pairs of different texts of which neither is better, no text twice."""
+    ties: list[Tie] = []
+    for i, j in itertools.combinations(range(len(ranking.ranks)), 2):
+        texts = (ranking.completions[i], ranking.completions[j])
+        used = {text for tie in ties for text in (tie.first, tie.second)}
+        if len(ties) < most and _is_tie(ranking, i, j, min_gap) and _differ(ranking, i, j) and not used & set(texts):
+            ties.append(Tie(record_id("tie", ranking.prompt, *texts), ranking.source, ranking.prompt, *texts))
+    return ties
+
+
+def _is_tie(ranking: Ranking, i: int, j: int, min_gap: float) -> bool:
+    near = bool(min_gap and ranking.scores) and abs(ranking.scores[i] - ranking.scores[j]) <= min_gap
+    return near or ranking.ranks[i] == ranking.ranks[j]
+
+
+def _differ(ranking: Ranking, i: int, j: int) -> bool:
+    return ranking.completions[i].strip() != ranking.completions[j].strip()
+
+
+def labels_of(ranking: Ranking, scores: Sequence[float], failed: Sequence[bool], threshold: float) -> list[Label]:
     """Each text of a ranking once, desirable if its score is at least ``threshold``; what could not be judged has no label.
 
     By hand, threshold 0.5: scores (0, 1, 0.5) of x, y, x are undesirable, desirable; the second x is left out.
     """
     labels: dict[str, Label] = {}
-    for text, verdict in zip(ranking.completions, verdicts, strict=True):
-        if verdict.error is None and text not in labels:
-            desirable = verdict.score >= threshold
+    for text, score, is_failed in zip(ranking.completions, scores, failed, strict=True):
+        if not is_failed and text not in labels:
+            desirable = score >= threshold
             labels[text] = Label(record_id("label", ranking.prompt, text, desirable), ranking.source, ranking.prompt, text, desirable)
     return list(labels.values())
+
+
+def split_outcomes(outcomes: Sequence[Outcome], sampled: int, test_share: float) -> tuple[list[Outcome], list[Outcome]]:
+    """Those to train on, and the last share, held out: of what was sampled, and of what was given. No prompt is on both sides."""
+    parts = [outcomes[:sampled], outcomes[sampled:]]
+    test = [outcome for part in parts for outcome in part[len(part) - round(len(part) * test_share) :]]
+    rest = [outcome for part in parts for outcome in part[: len(part) - round(len(part) * test_share)]]
+    held = {outcome.key for outcome in test}
+    return [outcome for outcome in rest if outcome.key not in held], test
+
+
+def _write(
+    config: PreferencesConfig,
+    outcomes: Sequence[Outcome],
+    train: Sequence[Outcome],
+    test: Sequence[Outcome],
+    judgements: Sequence[Judgement],
+    run: Run,
+) -> None:
+    held_out = [pair for outcome in test for pair in outcome.pairs]
+    tables: dict[str, tuple[Sequence[Record], type[Record]]] = {
+        "rankings": ([outcome.ranking for outcome in outcomes if outcome.ranking], Ranking),
+        "preferences": ([pair for outcome in train for pair in outcome.pairs], Preference),
+        "labels": ([label for outcome in train for label in outcome.labels], Label),
+        "judgements": (judgements, Judgement),
+    }
+    if config.ties == "keep":
+        tables["ties"] = ([tie for outcome in train for tie in outcome.ties], Tie)
+    if held_out:
+        tables["test_preferences"] = (held_out, Preference)
+    for name, (records, kind) in tables.items():
+        write_table(run.out / f"{name}.parquet", records, kind)
+
+
+def _summary(
+    outcomes: Sequence[Outcome], train: Sequence[Outcome], test: Sequence[Outcome], verdicts: Verdicts, places: Sequence[Sequence[int]]
+) -> dict[str, float]:
+    labels = [label for outcome in train for label in outcome.labels]
+    scores = [score for outcome in outcomes if outcome.ranking for score in outcome.ranking.scores]
+    summary = {
+        "preferences/prompts": len(outcomes),
+        "preferences/pairs": sum(len(outcome.pairs) for outcome in train),
+        "preferences/test_pairs": sum(len(outcome.pairs) for outcome in test),
+        "preferences/ties": sum(len(outcome.ties) for outcome in train),
+        "preferences/labels": len(labels),
+        "preferences/desirable_labels": sum(label.desirable for label in labels),
+        "preferences/tied_prompts": sum(outcome.ranking is not None and not outcome.pairs for outcome in outcomes),
+        "preferences/unjudged_prompts": sum(outcome.ranking is None for outcome in outcomes),
+        "preferences/abstentions": sum(judgement.abstained for judgement in verdicts.judgements),
+        "preferences/judge_failures": verdicts.failures(places),
+    }
+    return summary | ({"preferences/score": sum(scores) / len(scores)} if scores else {})

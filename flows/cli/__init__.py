@@ -1,4 +1,4 @@
-"""The command line: `posttrain run`, `explain`, `artifacts`, `ui`, `chat`, `recipes`.
+"""The command line: `posttrain run`, `explain`, `artifacts`, `lint`, `ui`, `chat`, `recipes`.
 
 Only names and help texts are here: a command imports what it needs when it runs, so that `posttrain --help` answers at once.
 
@@ -135,6 +135,22 @@ def chat_command(
     from flows.cli.chat import ChatSettings, chat
 
     _carry_out(lambda: chat(policy, ChatSettings(temperature, top_p, max_tokens, system, seed)))
+
+
+@app.command("lint")
+def lint_command(
+    name: Annotated[str, typer.Argument(metavar="RUN|PATH", help="A run, RUN/LABEL, a folder with preferences.parquet, or a data file.")],
+    form: Annotated[str, typer.Option(help="Shape of a data file's rows; auto tells it from the column names.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything that was found and measured as JSON.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sample that is looked at in a large set.")] = 0,
+) -> None:
+    """Look for faults in preference pairs. Exit code 1 if there are any: equal or contradictory pairs, test prompts, triggers, no answers.
+
+    [bold]Example:[/bold] posttrain lint pairs.jsonl
+    """
+    from flows.cli.lint import lint
+
+    _carry_out(lambda: lint(name, form, as_json, seed))
 
 
 @artifacts_app.command("list")

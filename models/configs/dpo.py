@@ -72,6 +72,13 @@ class DPOConfig(PairLossConfig):
     reference_sync_share: float = Field(
         default=1.0, gt=0, le=1, description="How far it moves: share of the policy's weights in the new reference; 1 = a copy."
     )
+    tie_threshold: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Implicit-reward differences that a judge does not see: tied pairs are learned from too (Rao-Kupper; "
+        "log 3 = 1.1 lets equal answers tie half of the time). 0 = pairs with a winner only.",
+    )
     epochs: float = Field(default=1.0, gt=0, description="Passes over the pairs.")
     batch_size: int = Field(default=32, ge=1, description="Pairs an update.")
     max_updates: int = Field(default=0, ge=0, description="Stop after this many optimiser updates; 0 = after the epochs.")
@@ -82,6 +89,12 @@ class DPOConfig(PairLossConfig):
     )
     lora: LoraSettings = Field(default_factory=LoraSettings, description="Low-rank adapters instead of all weights.")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="How often to save for resume.")
+
+    @model_validator(mode="after")
+    def _ties(self) -> "DPOConfig":
+        if self.tie_threshold and self.loss != "sigmoid":
+            raise ValueError(f"tie_threshold {self.tie_threshold} with loss {self.loss}: only sigmoid knows ties; set it to 0")
+        return self
 
     @model_validator(mode="after")
     def _sync(self) -> "DPOConfig":

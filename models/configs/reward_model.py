@@ -28,6 +28,13 @@ class RewardModelConfig(StageConfig):
         default=False,
         description="Ask for a reward gap of at least the pair's margin (of a ranking: the difference of the judge's scores).",
     )
+    tie_threshold: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Reward differences that a judge does not see: tied pairs are learned from too (Rao-Kupper; "
+        "log 3 = 1.1 lets equal answers tie half of the time). 0 = pairs with a winner only.",
+    )
     optim: OptimConfig = Field(default_factory=lambda: OptimConfig(learning_rate=1e-5), description="Optimiser.")
     micro_batch_tokens: int = Field(default=4096, ge=16, description="Tokens of a forward and backward pass.")
     max_tokens: int = Field(
@@ -41,5 +48,9 @@ class RewardModelConfig(StageConfig):
         if self.loss == "prefix_bradley_terry" and (self.use_margin or self.centring_coefficient):
             raise ValueError(
                 "use_margin and centring_coefficient are for whole completions, and prefix_bradley_terry compares prefixes: leave them out"
+            )
+        if self.tie_threshold and self.loss != "bradley_terry":
+            raise ValueError(
+                f"tie_threshold {self.tie_threshold} with loss {self.loss}: ties.parquet holds pairs, for bradley_terry; set it to 0"
             )
         return self

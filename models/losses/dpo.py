@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.configs.dpo import PairLossConfig
-from models.losses.sums import Sums, mean_of
+from models.losses.sums import Sums, masked, mean_of
+from models.losses.ties import rao_kupper
 
 LARGEST_EXPONENT = 40.0  # beyond it the sigmoid is flat, and squares of gradients would leave float32
 
@@ -35,7 +36,9 @@ class Side:
         return self.logp_P / self.length_P
 
 
-def dpo_loss(chosen: Side, rejected: Side, knobs: PairLossConfig, pairs: int) -> tuple[Tensor, Sums]:
+def dpo_loss(
+    chosen: Side, rejected: Side, knobs: PairLossConfig, pairs: int, tied_P: Tensor | None = None, tie_threshold: float = 0.0
+) -> tuple[Tensor, Sums]:
     """The loss that ``knobs.loss`` names, summed and divided by the pairs of the whole batch.
 
     By hand, sigmoid: logp = (-1, -2), ref = (-1.5, -1.5), beta 0.1: z = 0.1 * (0.5 + 0.5) = 0.1, loss = log(1 + e^-0.1) = 0.644397. Its
@@ -46,6 +49,8 @@ def dpo_loss(chosen: Side, rejected: Side, knobs: PairLossConfig, pairs: int) ->
         rejected: the others, pair by pair.
         knobs: which loss, with what.
         pairs: pairs of the whole batch, all micro-batches together.
+        tied_P: True where neither is better; then the likelihood is Rao and Kupper's (DPO-RK), and accuracy is that of the other pairs.
+        tie_threshold: of that likelihood, in units of the implicit reward.
 
     The chosen and rejected log-probabilities are reported apart: the losses widen the gap, and the chosen one may fall. Margin and rewards
     are those of the implicit reward: beta log pi/pi_ref, or what the method has in its place.
@@ -55,10 +60,10 @@ def dpo_loss(chosen: Side, rejected: Side, knobs: PairLossConfig, pairs: int) ->
     reward, loss_of = _METHODS[knobs.loss]
     chosen_reward_P, rejected_reward_P = reward(chosen, knobs), reward(rejected, knobs)
     z_P = chosen_reward_P - rejected_reward_P
-    loss_P = loss_of(z_P, chosen, knobs)
+    loss_P = loss_of(z_P, chosen, knobs) if tied_P is None else rao_kupper(z_P, tied_P, tie_threshold)
     return loss_P.sum() / pairs, {
         "train/loss": mean_of(loss_P),
-        "train/accuracy": mean_of((z_P > 0).float()),
+        "train/accuracy": mean_of((z_P > 0).float()) if tied_P is None else masked((z_P > 0).float(), ~tied_P),
         "dpo/margin": mean_of(z_P),
         "dpo/chosen_logp_nats": mean_of(chosen.logp_P),
         "dpo/rejected_logp_nats": mean_of(rejected.logp_P),

@@ -47,7 +47,8 @@ class PreferenceOptimisation(PairAlgorithm):
         length_P2 = batch.packed.lengths_C().view(-1, 2)
         ref_P2 = self._reference_logps(batch)
         chosen, rejected = (Side(logp_P2[:, i], None if ref_P2 is None else ref_P2[:, i], length_P2[:, i]) for i in (0, 1))
-        return dpo_loss(chosen, rejected, self.config, batch.pairs)
+        tied_P = None if self.pairs.tied_P is None else self.pairs.tied_P[batch.index_P].to(logp_P2.device)
+        return dpo_loss(chosen, rejected, self.config, batch.pairs, tied_P, self.config.tie_threshold)
 
     @torch.no_grad()
     def _reference_logps(self, batch: Batch) -> Tensor | None:
@@ -68,7 +69,7 @@ def train(config: DPOConfig, *, policy: Path, preferences: Path, seed: int, run:
 
     The reference is the policy as it comes in. While it stands still its log-probabilities are computed once, before any update.
     """
-    pairs = read_pairs(preferences / "preferences.parquet", policy, config.max_tokens, run)
+    pairs = read_pairs(preferences / "preferences.parquet", policy, config.max_tokens, run, ties=config.tie_threshold > 0)
     model = load_policy(policy, run.device, trainable=True)
     add_adapters(model, config.lora, seed)
     algorithm = PreferenceOptimisation(model, pairs, config, seed, run)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from data.groups import pair_group
 from data.packing import Group, Packed, pack, split_by_tokens
-from data.records import Preference
+from data.records import Preference, Tie
 from data.tables import read_table
 from data.templates import load_tokenizer
 from models.rendering import drop_long
@@ -24,6 +24,7 @@ class Pairs:
     groups: list[Group]
     margin_P: Tensor
     sources: list[str]
+    tied_P: Tensor | None = None  # True for pairs of which neither is better; None where such were not read
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,11 @@ class Batch:
     pairs: int
 
 
-def read_pairs(path: Path, policy: Path, max_tokens: int, run: Run) -> Pairs:
-    """Pairs of a table, rendered with the tokenizer of ``policy``.
+def read_pairs(path: Path, policy: Path, max_tokens: int, run: Run, *, ties: bool = False) -> Pairs:
+    """Pairs of a table, rendered with the tokenizer of ``policy``; with ``ties`` also those of ``ties.parquet`` beside it.
 
     Raises:
-        ValueError: the folder holds rankings only.
+        ValueError: the folder holds rankings only, or ties are asked for and it has no such table.
     """
     if not path.is_file() and (path.parent / "rankings.parquet").is_file():
         raise ValueError(
@@ -48,11 +49,23 @@ def read_pairs(path: Path, policy: Path, max_tokens: int, run: Run) -> Pairs:
         )
     tokenizer = load_tokenizer(policy)
     records = read_table(path, Preference)
+    untied = len(records)
+    records += _tied(path.with_name("ties.parquet")) if ties else []
     groups = [pair_group(tokenizer, record) for record in records]
     kept = drop_long(groups, max_tokens, run)
     return Pairs(
-        [groups[i] for i in kept], torch.tensor([records[i].margin for i in kept], dtype=torch.float32), [records[i].source for i in kept]
+        [groups[i] for i in kept],
+        torch.tensor([records[i].margin for i in kept], dtype=torch.float32),
+        [records[i].source for i in kept],
+        torch.tensor([i >= untied for i in kept]) if ties else None,
     )
+
+
+def _tied(table: Path) -> list[Preference]:
+    """Ties in the shape of pairs, first and second in place of chosen and rejected."""
+    if not table.is_file():
+        raise ValueError(f"tie_threshold is set and {table.parent} has no ties.parquet: collect with preferences.ties keep, or set it to 0")
+    return [Preference(tie.id, tie.source, tie.prompt, tie.first, tie.second) for tie in read_table(table, Tie)]
 
 
 class PairAlgorithm(Algorithm):

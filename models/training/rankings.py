@@ -61,12 +61,17 @@ class RankedBatch:
 
 
 def ordered_pairs(ranking: Ranking) -> list[Pair]:
-    """Every pair (i, j) with a better rank of i; ties make none.
+    """Every pair (i, j) with a better rank of i; ties make none, nor does a text with itself, whatever ranks it was given.
 
     By hand: ranks (0, 1, 1): (0, 1) and (0, 2).
     """
     scores = ranking.scores or (0.0,) * len(ranking.ranks)
-    return [Pair(i, j, scores[i] - scores[j]) for i, j in permutations(range(len(ranking.ranks)), 2) if ranking.ranks[i] < ranking.ranks[j]]
+    texts = [text.strip() for text in ranking.completions]
+    return [
+        Pair(i, j, scores[i] - scores[j])
+        for i, j in permutations(range(len(ranking.ranks)), 2)
+        if ranking.ranks[i] < ranking.ranks[j] and texts[i] != texts[j]
+    ]
 
 
 def read_rankings(folder: Path, policy: Path, max_tokens: int, run: Run) -> Rankings:

@@ -21,7 +21,7 @@ from models.heads import HeadModel, RewardRule, ScalarModel, new_scalar, save_sc
 from models.lora import add_adapters
 from models.losses.guidance import prefix_bradley_terry_loss
 from models.losses.rankings import centring_penalty, k_wise_loss
-from models.losses.reward_model import bradley_terry_loss
+from models.losses.reward_model import bradley_terry_loss, tie_aware_loss
 from models.losses.sums import Sums, mean_of
 from models.preflight import check_completions_end
 from models.rendering import eos_ids
@@ -39,13 +39,17 @@ class BradleyTerry(PairAlgorithm):
 
     def __init__(self, model: ScalarModel, pairs: Pairs, config: RewardModelConfig, seed: int, run: Run):
         super().__init__(pairs, config.batch_size, config.micro_batch_tokens, seed, run, "reward_model")
-        self.model, self.centring = model, config.centring_coefficient
+        self.model, self.centring, self.tie_threshold = model, config.centring_coefficient, config.tie_threshold
         self.margin_P = pairs.margin_P if config.use_margin else torch.zeros_like(pairs.margin_P)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Sums]:
         score_P2 = self.model.at_ends(batch.packed).view(-1, 2)
         margin_P = self.margin_P[batch.index_P].to(score_P2.device)
-        loss, sums = bradley_terry_loss(score_P2[:, 0], score_P2[:, 1], margin_P, batch.pairs)
+        if self.pairs.tied_P is None:
+            loss, sums = bradley_terry_loss(score_P2[:, 0], score_P2[:, 1], margin_P, batch.pairs)
+        else:
+            tied_P = self.pairs.tied_P[batch.index_P].to(score_P2.device)
+            loss, sums = tie_aware_loss(score_P2[:, 0], score_P2[:, 1], margin_P, tied_P, self.tie_threshold, batch.pairs)
         if not self.centring:
             return loss, sums
         penalty_P = self.centring * centring_penalty(score_P2[:, 0], score_P2[:, 1])
@@ -118,7 +122,7 @@ def _algorithm(
 ) -> tuple[BradleyTerry | KWise, list[Group], int]:
     """The loss in force, what it learns from, and how many comparisons that makes."""
     if config.loss != "k_wise":
-        pairs = read_pairs(preferences / "preferences.parquet", policy, config.max_tokens, run)
+        pairs = read_pairs(preferences / "preferences.parquet", policy, config.max_tokens, run, ties=config.tie_threshold > 0)
         return PAIR_LOSSES[config.loss](model, pairs, config, seed, run), pairs.groups, len(pairs.groups)
     rankings = read_rankings(preferences, policy, config.max_tokens, run)
     if config.use_margin and not rankings.scored:

@@ -347,3 +347,15 @@ def test_curation_gives_signs_of_life(curated, jsonl):
 def test_a_damaged_row_of_text_does_not_break_the_report(curated, jsonl):
     run = curated(jsonl([*shows(9), {"prompt": "a", "completion": "b", "\ud800": 1}, {"\ud800": 1}]), demonstrations=-1)
     assert [row["line"] for row in rejected(run)] == [11]
+
+
+def test_pairs_are_linted_and_faults_stop_where_asked(curated, jsonl):
+    rows = [{"prompt": f"{i}?", "chosen": "yes", "rejected": "no"} for i in range(6)]
+    source = jsonl([*rows, {"prompt": "0?", "chosen": "no", "rejected": "yes"}])
+    run = curated(source, preferences=-1)
+    assert run.metrics["data/lint_findings"] == 1 and any("win and lose against each other (1 of 6)" in line for line in run.lines)
+    assert json.loads((run.out / "lint.json").read_text())["pairs"] == 7
+    assert not (curated(source, prompts=3).out / "lint.json").exists(), "there are no pairs to look at"
+    assert not (curated(source, preferences=-1, lint="off").out / "lint.json").exists()
+    with pytest.raises(ValueError, match="lint found faults in the preferences"):
+        curated(source, preferences=-1, lint="stop")

@@ -7,6 +7,8 @@ import pytest
 from data.configs import CurateConfig, SourceConfig
 from data.curation import curate
 from data.forms import detect_form, mapped, parse
+from data.lint import lint_pairs
+from data.reading import examples_of
 from data.records import Demonstration, Message, Preference, Prompt, normalised_text
 from data.sources import BadRow, read_rows
 from data.tables import read_table
@@ -99,3 +101,26 @@ def test_a_real_base_tokenizer_keeps_control_tokens_out_of_text(shared_data):
     assert [i for i in ids if i in (1, 2)] == [1, 2]
     assert ids[: len(render_prompt(tokenizer, messages[:1]))] == render_prompt(tokenizer, messages[:1])
     assert end_of_turn_id(tokenizer) == 2 and sum(trained) > 5
+
+
+# file, pairs, faults, tendencies
+LINTED = [
+    ("hh-rlhf/harmless-base-test.jsonl.gz", 2308, {"degenerate": 4}, set()),
+    ("demo-sft-dpo-kto/dpo_en_demo.json", 300, {}, set()),
+    ("llms-from-scratch/instruction-data-with-preference.json", 1094, {"trigger": 738}, set()),
+    ("oasst-sample/en_100_tree.jsonl", 212, {}, {"length_bias"}),
+]
+
+
+@pytest.mark.parametrize(("name", "n_pairs", "faults", "tendencies"), LINTED, ids=[each[0] for each in LINTED])
+def test_what_lint_says_of_a_published_set(shared_data, name, n_pairs, faults, tendencies):
+    """HH-RLHF prefers four answers without a word; the politeness pairs of llms-from-scratch are told apart by "obviously" and its like."""
+    examples = [e for _, found in examples_of(SourceConfig(kind="file", name=str(shared_data / name))) for e in found]
+    pairs = [
+        Preference("p", name, e.prompt, e.chosen, e.rejected)
+        for e in examples
+        if not isinstance(e, BadRow) and e.chosen is not None and e.rejected is not None
+    ]
+    lint = lint_pairs(pairs, {})
+    assert lint.pairs == n_pairs and {f.check: f.count for f in lint.faults} == faults
+    assert {f.check for f in lint.findings if not f.is_fault} == tendencies

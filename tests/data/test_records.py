@@ -2,7 +2,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.records import Demonstration, Label, Message, Preference, Prompt, Ranking, normalised_text, record_id
+from data.records import Demonstration, Label, Message, Preference, Prompt, Ranking, Tie, normalised_text, record_id
 from data.tables import read_table, write_table
 
 ASKED = (Message("system", "Be brief."), Message("user", "2 + 2? é 漢"))
@@ -11,6 +11,7 @@ RECORDS = [
     Prompt("q", "s", ASKED),
     Demonstration("d", "s", (*ASKED, Message("assistant", "4"))),
     Preference("f", "s", ASKED, "4", "5", 0.25),
+    Tie("u", "s", ASKED, "4", "four"),
     Label("l", "s", ASKED, "4", True),
     Ranking("r", "s", ASKED, ("4", "5", "6"), (0, 1, 1)),
     Ranking("t", "s", ASKED, ("4", "5"), (0, 1), (0.9, 0.1)),

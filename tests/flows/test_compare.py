@@ -39,7 +39,7 @@ def small() -> dict[str, Any]:
         "base_model": {"kind": "scratch", "dtype": "float32", "scratch": {"hidden_size": 32, "intermediate_size": 64, "layers": 2}},
         "curate": TINY["curate"],
         "sft": TINY["sft"],
-        "preferences": {**TINY["preferences"], "judge": "callable", "judge_callable": "even_letters:score"},
+        "preferences": {**TINY["preferences"], "judges": [{"kind": "callable", "callable": "even_letters:score"}]},
         "reward_model": OFFLINE,
         "preference_model": OFFLINE,
         "evaluate": {"greedy": False, "prompts": 4, "sampling": {"max_tokens": 6}},

@@ -11,18 +11,17 @@ import torch
 from torch import Tensor
 
 from data.packing import Group, pack
-from data.records import Label, Message, Prompt
+from data.records import Label, Message, Prompt, Ranking
 from data.tables import read_table, write_table
-from data.verifiers import Verdict
 from models.configs.kto import KTOConfig
 from models.configs.optimisation import OptimConfig
-from models.configs.preferences import PreferencesConfig
+from models.configs.preferences import JudgeConfig, PreferencesConfig
 from models.configs.sampling import SamplingConfig
 from models.loading import load_policy
 from models.logprobs import sequence_logps, token_logps
 from models.losses.kto import kto_loss, reference_point
 from models.losses.sums import merge
-from models.preferences import collect, labels_of, rank
+from models.preferences import collect, labels_of
 from models.run import Run
 from models.training import kto
 from models.training.kto import KahnemanTversky, mismatch, read_labels
@@ -117,14 +116,10 @@ def test_rewards_are_measured_from_the_whole_update_whatever_the_micro_batches(b
 PROMPT = Prompt("p", "toy", (Message("user", "?"),), "1", "number")
 
 
-def verdicts(*scores: float | None) -> list[Verdict]:
-    return [Verdict(0.0, False, "broken") if s is None else Verdict(s, s >= 1) for s in scores]
-
-
 def test_labels_by_hand():
     """Threshold 0.5: 0.5 is enough, no text is there twice, what could not be judged has no label."""
-    ranking = rank(PROMPT, ["x", "y", "x", "z", "w"], [0.0, 1.0, 0.5, 0.0, 0.5])
-    labels = labels_of(ranking, verdicts(0.0, 1.0, 0.5, None, 0.5), 0.5)
+    ranking = Ranking("r", "toy", PROMPT.messages, ("x", "y", "x", "z", "w"), (2, 0, 1, 2, 1))
+    labels = labels_of(ranking, [0.0, 1.0, 0.5, 0.0, 0.5], [False, False, False, True, False], 0.5)
     assert [(label.completion, label.desirable) for label in labels] == [("x", False), ("y", True), ("w", True)]
     assert len({label.id for label in labels}) == 3 and labels[0].prompt == PROMPT.messages
 
@@ -135,11 +130,10 @@ def test_collected_labels_leave_held_out_prompts_alone(base: Path, tables: Path,
     config = PreferencesConfig(
         samples_per_prompt=4,
         sampling=SamplingConfig(max_tokens=6),
-        judge="callable",
-        judge_callable="judge_of_length:judge",
+        judges=[JudgeConfig(kind="callable", callable="judge_of_length:judge")],
         test_share=1 / 3,
     )
-    meta = collect(config, policy=base, data=tables, seed=1, run=run)
+    meta = collect(config, policies={"base": base}, data=tables, seed=1, run=run)
     labels = read_table(run.out / "labels.parquet", Label)
     prompts = [p.messages for p in read_table(tables / "prompts.parquet", Prompt)]
     assert {label.prompt for label in labels} == set(prompts[:4]), "two of six are held out"

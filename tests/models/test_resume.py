@@ -23,7 +23,7 @@ from models.configs.online_rejection_sampling import OnlineRejectionSamplingConf
 from models.configs.optimisation import OptimConfig
 from models.configs.ppo import PPOConfig
 from models.configs.preference_model import PreferenceModelConfig
-from models.configs.preferences import PreferencesConfig
+from models.configs.preferences import JudgeConfig, PreferencesConfig, WriterConfig
 from models.configs.reinforce import ActorCriticConfig, ReinforceConfig
 from models.configs.rejection_sampling import RejectionSamplingConfig
 from models.configs.reward_model import RewardModelConfig
@@ -47,7 +47,7 @@ class Case:
 
     entry: str
     config: BaseModel
-    inputs: dict[str, str]
+    inputs: dict[str, Any]  # fixture by name, also nested
     deaths: list[tuple[str, int | None]]
 
 
@@ -231,9 +231,15 @@ CASES = {
     ),
     "preferences": Case(
         "models.preferences:collect",
-        PreferencesConfig(samples_per_prompt=3, sampling=SHORT, judge="callable", judge_callable="interrupted:judge", chunk_prompts=2),
-        {"policy": "base", "data": "tables"},
-        [("stop:1", None), ("chunk:2", None)],
+        PreferencesConfig(
+            samples_per_prompt=3,
+            sampling=SHORT,
+            writers=[WriterConfig(temperatures=[1.0, 0.5])],
+            judges=[JudgeConfig(kind="callable", callable="interrupted:judge"), JudgeConfig(kind="reward_model")],
+            chunk_prompts=2,
+        ),
+        {"policies": {"policy": "base"}, "data": "tables", "reward": "reward_folder"},
+        [("stop:4", None), ("chunk:7", None)],
     ),
     "best_of_n": Case(
         "models.best_of_n:best_of_n",
@@ -257,7 +263,10 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 @pytest.fixture
 def start(case: Case, request: pytest.FixtureRequest, stage_process: Callable[..., Any], tmp_path: Path) -> Callable[[str], Any]:
-    inputs = {name: request.getfixturevalue(fixture) for name, fixture in case.inputs.items()}
+    def found(names: Any) -> Any:
+        return request.getfixturevalue(names) if isinstance(names, str) else {name: found(own) for name, own in names.items()}
+
+    inputs = {name: found(names) for name, names in case.inputs.items()}
     return lambda name: stage_process(tmp_path / name, case.entry, case.config, inputs)
 
 

@@ -17,7 +17,7 @@ from data.templates import control_token_in, render_prompt
 from models.configs.grpo import GRPOConfig
 from models.configs.policy_gradient import PolicyGradientConfig
 from models.configs.ppo import PPOConfig
-from models.configs.preferences import PreferencesConfig
+from models.configs.preferences import JudgeConfig, PreferencesConfig
 from models.configs.reinforce import ActorCriticConfig, ReinforceConfig
 from models.configs.rewards import JUDGE_QUESTION, REASONING_FORMAT, RewardComponent
 from models.configs.sampling import SamplingConfig
@@ -219,7 +219,7 @@ def test_an_edited_function_or_judge_is_another_key(lengths: Path, base: Path, o
         return GRPOConfig(reward="weighted", rewards=(part,))
 
     named = weighted(component("callable", callable="toy_lengths:length"))
-    asked = PreferencesConfig(judge="callable", judge_callable="toy_lengths:length")
+    asked = PreferencesConfig(judges=[JudgeConfig(kind="callable", callable="toy_lengths:length")])
     before = key_of(named), key_of(asked)
     lengths.write_text("def length(prompt, text):\n    # a comment changes nothing\n    return len(text)\n")
     assert (key_of(named), key_of(asked)) == before
