@@ -53,14 +53,20 @@ class Endpoint:
         return [_answer(found[key]) for key in keys]
 
     @property
-    def metrics(self) -> dict[str, float]:
-        """Requests of this process; tokens and cost of all attempts of the payer."""
-        prompt_tokens, completion_tokens = self.cache.spent(self.budget.payer)
+    def counts(self) -> dict[str, float]:
+        """Requests of this process."""
         return {
             "judge/requests": self.tally.requests,
             "judge/retries": self.tally.retries,
             "judge/cached": self.tally.cached,
             "judge/refused": self.tally.refused,
+        }
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """Tokens and cost of all attempts of the payer."""
+        prompt_tokens, completion_tokens = self.cache.spent(self.budget.payer)
+        return {
             "judge/prompt_tokens": prompt_tokens,
             "judge/completion_tokens": completion_tokens,
             "judge/cost": self.budget.price(prompt_tokens, completion_tokens),

@@ -40,7 +40,12 @@ class LocalJudge:
         self.longest = getattr(self.model.config, "max_position_embeddings", math.inf)
 
     @property
-    def metrics(self) -> dict[str, float]:
+    def counts(self) -> dict[str, float]:
+        """Nothing is requested."""
+        return {}
+
+    @property
+    def costs(self) -> dict[str, float]:
         """Nothing is paid."""
         return {}
 
@@ -67,7 +72,7 @@ class LocalJudge:
 
     def _written(self, prompts: list[list[int]], seed: int, tick: Callable[[], None]) -> list[Answer]:
         sampling = SamplingConfig(temperature=self.config.temperature, max_tokens=self.config.max_tokens, max_rows=16)
-        noise = derive_seed(seed, "judge")
+        noise = derive_seed(seed, "judge", prompts)
         rows = generate(self.model, prompts, sampling, samples=1, eos_ids=self.ends, seed=noise, on_step=tick)
         verdicts = [read_verdict(text_of(self.tokenizer, row[0].tokens)) for row in rows]
         return [Answer(verdict, UNREADABLE if verdict is None else "") for verdict in verdicts]

@@ -24,8 +24,13 @@ class Asked(Protocol):
         ...
 
     @property
-    def metrics(self) -> dict[str, float]:
-        """What it took."""
+    def counts(self) -> dict[str, float]:
+        """What this process did; those of several processes add up."""
+        ...
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """What all attempts of the stage have paid so far."""
         ...
 
 
@@ -73,16 +78,21 @@ class PairwiseJudge:
         return judgements
 
     @property
-    def metrics(self) -> dict[str, float]:
-        """Counts so far, with what asking took."""
-        counts = {
+    def counts(self) -> dict[str, float]:
+        """What this process did so far; chunks of work add up."""
+        own = {
             "judge/pairs": self.tally["pairs"],
             "judge/degenerate_pairs": self.tally["degenerate"],
             "judge/disagreements": self.tally["disagreements"],
             "judge/unreadable": self.tally["unreadable"],
             "judge/abstained": self.tally["abstained"],
         }
-        return counts | self.asked.metrics
+        return own | self.asked.counts
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """Tokens and money that all attempts of the stage have paid so far."""
+        return self.asked.costs
 
     # Pairs
 
