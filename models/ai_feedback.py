@@ -14,8 +14,8 @@ from data.templates import load_tokenizer, render_prompt
 from models.chunks import map_chunks
 from models.configs.ai_feedback import AIFeedbackConfig
 from models.generation import generate
-from models.judging import load_ai_judge
 from models.judging.chunked import judge_candidates
+from models.judging.loading import load_ai_judge
 from models.loading import load_policy
 from models.preferences import pairs_of
 from models.rendering import eos_ids, text_of

@@ -12,8 +12,8 @@ import numpy as np
 from data.intervals import Interval, paired_bootstrap, wilson
 from data.judge_sets import JudgedPair, load_judge_set
 from models.configs.judge_accuracy import JudgeAccuracyConfig
-from models.judging import load_ai_judge
 from models.judging.chunked import in_chunks
+from models.judging.loading import load_ai_judge
 from models.judging.pairwise import Duel, Pair, PairwiseJudge
 from models.run import Run
 from models.seeds import derive_seed
