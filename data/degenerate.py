@@ -8,6 +8,7 @@ Source: Zhao et al. 2025, "One token to fool LLM-as-a-judge" (arXiv 2507.08794),
 import re
 import unicodedata
 
+_DRAWN_AS_NOTHING = "\N{HANGUL CHOSEONG FILLER}\N{HANGUL JUNGSEONG FILLER}\N{BRAILLE PATTERN BLANK}"
 _LONGEST_HEADING = 80  # characters
 _HEADINGS = (
     r"(?:my |the |final |model |revised |improved |here is (?:my|the) )*"
@@ -75,4 +76,4 @@ def _plain(text: str) -> str:
 
 def _invisible(character: str) -> bool:
     """Format and control characters, halves of surrogate pairs, and letters that are drawn as nothing."""
-    return unicodedata.category(character) in ("Cf", "Cc", "Cs") or character in "\N{HANGUL FILLER}\N{BRAILLE PATTERN BLANK}"
+    return unicodedata.category(character) in ("Cf", "Cc", "Cs") or character in _DRAWN_AS_NOTHING

@@ -52,7 +52,7 @@ def collect(config: AIFeedbackConfig, *, policy: Path, judge: Path, data: Path, 
         "preferences/tied_prompts": sum(not row and not j.abstained for row, j in zip(pairs, judgements, strict=True)),
     }
     run.report(summary | metrics, 0)
-    return summary
+    return {name.removeprefix("preferences/"): value for name, value in summary.items()}
 
 
 def sampled(config: AIFeedbackConfig, policy: Path, prompts: Sequence[Prompt], seed: int, run: Run) -> list[Candidates]:

@@ -84,7 +84,7 @@ def verdict_of(logps: Sequence[float], clear_share: float) -> Answer:
     By hand: probabilities .6, .3, .1 of A, B, C: A slightly better at a clear share of .75, and a share of .6 + .1 / 2 = .65.
     """
     top = max(logps)
-    if not math.isfinite(top):
+    if not math.isfinite(top) or any(map(math.isnan, logps)):
         return Answer(None, UNREADABLE)
     mass = [math.exp(logp - top) for logp in logps]
     first, second, tie = (each / sum(mass) for each in mass)

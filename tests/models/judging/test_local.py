@@ -16,6 +16,7 @@ from models.judging.loading import load_ai_judge
 from models.judging.local import LocalJudge, verdict_of
 from models.judging.pairwise import Pair
 from models.judging.questions import Question, ask
+from models.judging.verdicts import Answer
 from models.run import Stopped
 from models.scratch import make_scratch
 
@@ -39,7 +40,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("shares", "verdict", "share"),
     [
         ((0.6, 0.3, 0.1), SLIGHTLY_BETTER, 0.65),
-        ((0.75, 0.2, 0.05), BETTER, 0.775),
+        ((0.8, 0.1, 0.1), BETTER, 0.85),
         ((0.3, 0.6, 0.1), SLIGHTLY_WORSE, 0.35),
         ((0.05, 0.9, 0.05), WORSE, 0.075),
         ((0.3, 0.3, 0.4), TIE, 0.5),
@@ -52,8 +53,8 @@ def test_the_most_likely_letter_decides(shares, verdict, share):
 
 
 def test_a_judge_that_gives_no_number_abstains():
-    assert verdict_of([math.nan, 0.0, 0.0], 0.75).verdict is None or verdict_of([-math.inf] * 3, 0.75).verdict is None
-    assert verdict_of([-math.inf] * 3, 0.75).reason == "unreadable answer"
+    for logps in ([math.nan, 0.0, 0.0], [0.0, math.nan, 0.0], [-math.inf] * 3, [0.0, 0.0, math.inf]):
+        assert verdict_of(logps, 0.75) == Answer(None, "unreadable answer"), logps
 
 
 def test_probabilities_are_those_that_transformers_gives(reader, row, never):
