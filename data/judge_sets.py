@@ -33,10 +33,17 @@ def load_judge_set(kind: str, path: Path) -> list[JudgedPair]:
         FileNotFoundError: there is nothing to read.
         ValueError: a file or a row has another form.
     """
-    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
-    if not files or not files[0].is_file():
+    files = judge_set_files(path)
+    if not files:
         raise FileNotFoundError(f"no JSON file of the judge set {kind} at {path}: give the file, or the folder that holds the files")
-    return [_row(kind, file, number, row) for file in files for number, row in enumerate(_rows(file))]
+    return [_row(kind, subset, file, number, row) for subset, file in files.items() for number, row in enumerate(_rows(file))]
+
+
+def judge_set_files(path: Path) -> dict[str, Path]:
+    """The files of a set by the name of their subset: a file itself, or all JSON files in a folder and below it."""
+    if path.is_dir():
+        return {file.relative_to(path).with_suffix("").as_posix(): file for file in sorted(path.rglob("*.json"))}
+    return {path.stem: path} if path.is_file() else {}
 
 
 def majority(votes: tuple[int, ...]) -> int:
@@ -58,14 +65,14 @@ def _rows(file: Path) -> list[Any]:
     return rows
 
 
-def _row(kind: str, file: Path, number: int, row: Mapping[str, Any]) -> JudgedPair:
+def _row(kind: str, subset: str, file: Path, number: int, row: Mapping[str, Any]) -> JudgedPair:
     try:
         asked, answers, votes = _PARSERS[kind](row)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"row {number} of {file} is not a row of {kind}: {error!r}") from error
     prompt = (Message("user", asked),)
     candidates = Candidates(record_id(prompt, answers), kind, prompt, answers, ("", ""))
-    return JudgedPair(candidates, majority(votes), votes, file.stem)
+    return JudgedPair(candidates, majority(votes), votes, subset)
 
 
 def _pandalm(row: Mapping[str, Any]) -> tuple[str, tuple[str, str], tuple[int, ...]]:

@@ -54,6 +54,7 @@ def measure(config: JudgeAccuracyConfig, *, policy: Path | None, cache: Path, se
         counts.update(told)
         people = {"set": source.kind, "human_agreement": human_agreement([pair.votes for pair in pairs])}
         own: dict[str, Any] = people | {"judge": judge.name} | measures(judged, config.resamples, seed)
+        own["subsets"] = by_subset(pairs, judged)
         rows += [own, *(people | {"judge": name} | measures(other, config.resamples, seed) for name, other in blind(pairs, seed).items())]
         shares[f"judge_accuracy/{source.kind}"] = own["agreement"]["mean"]
     shown = [cells(row) for row in rows]
@@ -133,6 +134,14 @@ def measures(judged: Sequence[Judged], resamples: int, seed: int) -> dict[str, A
         "longer": _share([row.verdict == row.longer for row in judged if row.verdict and row.longer]),
         "human_longer": _share([row.label == row.longer for row in judged if row.label and row.longer]),
     }
+
+
+def by_subset(pairs: Sequence[JudgedPair], judged: Sequence[Judged]) -> dict[str, dict[str, float] | None]:
+    """Agreement within each subset of a set."""
+    same: dict[str, list[bool]] = {}
+    for pair, row in zip(pairs, judged, strict=True):
+        same.setdefault(pair.subset, []).append(row.verdict == row.label)
+    return {subset: _share(values) for subset, values in sorted(same.items())}
 
 
 def _share(values: Sequence[bool]) -> dict[str, float] | None:

@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from data.files import sha256_of
+from data.judge_sets import judge_set_files
 from models.configs.ai_judge import AIJudgeConfig
 from models.configs.base import StageConfig
 
@@ -14,14 +15,12 @@ class JudgeSetConfig(StageConfig):
     """Pairs of answers that people compared."""
 
     kind: Literal["pandalm", "llmbar"] = Field(description="Which published set.")
-    path: str = Field(min_length=1, description="Its JSON file, or the folder of its files.")
+    path: str = Field(min_length=1, description="Its JSON file, or the folder that holds its files.")
     rows: int = Field(default=0, ge=0, description="Pairs to use, drawn by the seed from all files alike; 0 = all.")
 
     def cache_extra(self) -> dict[str, str]:
         """Digests of the files."""
-        path = Path(self.path)
-        files = sorted(path.glob("*.json")) if path.is_dir() else [path]
-        return {file.name: sha256_of(file) if file.is_file() else "absent" for file in files}
+        return {subset: sha256_of(file) for subset, file in judge_set_files(Path(self.path)).items()}
 
 
 class JudgeAccuracyConfig(StageConfig):
@@ -30,4 +29,4 @@ class JudgeAccuracyConfig(StageConfig):
     sets: list[JudgeSetConfig] = Field(min_length=1, description="What it is measured on.")
     judge: AIJudgeConfig = Field(default_factory=AIJudgeConfig, description="The judge that is measured.")
     resamples: int = Field(default=2_000, ge=100, description="Bootstrap resamples over pairs.")
-    chunk_pairs: int = Field(default=64, ge=1, description="Pairs between two saves.")
+    chunk_pairs: int = Field(default=16, ge=1, description="Pairs between two saves.")

@@ -1,7 +1,6 @@
 """Requests to an endpoint: several at once, again after a fault, and each answer kept as soon as it is there."""
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +11,9 @@ from models.configs.ai_judge import AIJudgeConfig
 from models.judging.answers import AnswerCache, Paid
 from models.judging.budget import Budget
 from models.judging.pace import Pace, backoff_s, retry_after_s
+from models.judging.told import Told
 
 LAST_ANSWERS_S = 10.0  # how long a judge that stops waits for what is under way, since it is paid for
-TELL_EVERY_S = 60.0
 _LOOK_EVERY_S = 0.2
 _RETRYABLE = {408, 409, 425, 429, *range(500, 600)}
 _REFUSED = {400, 413, 422}  # this one request is too long, or not to the server's liking
@@ -82,16 +81,14 @@ class Fetch:
         return self.done
 
     async def _watch(self, workers: list["asyncio.Task[None]"]) -> None:
-        told = time.monotonic()
+        told = Told()
         pending = set(workers)
         while pending:
             ended, pending = await asyncio.wait(pending, timeout=_LOOK_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
             for worker in ended:
                 worker.result()
             self.tick()
-            if time.monotonic() - told > TELL_EVERY_S:
-                told = time.monotonic()
-                print(f"judge: {len(self.done)} of {self.total} answers", flush=True)  # the stage's sign of life, too
+            told(len(self.done), self.total)
 
     async def _wind_up(self, workers: list["asyncio.Task[None]"]) -> None:
         """Nothing new is begun; what is under way may come in."""
@@ -127,7 +124,7 @@ class Fetch:
             self.tally.retries += attempt > 0
             try:
                 response = await client.post(self.address, content=body)
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 fault = type(error).__name__
                 continue
             if response.status_code == 200 and (paid := paid_answer(response, len(body), self.config.max_tokens)):
@@ -151,7 +148,7 @@ def paid_answer(response: httpx.Response, body_bytes: int, max_tokens: int) -> P
     try:
         row = response.json()
         content = row["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return None
     text = content if isinstance(content, str) else ""  # a refusal comes as null
     usage = row.get("usage")

@@ -15,6 +15,7 @@ from models.configs.ai_judge import AIJudgeConfig
 from models.configs.sampling import SamplingConfig
 from models.generation import generate
 from models.judging.questions import LETTERS, Question, ask
+from models.judging.told import Told
 from models.judging.verdicts import UNREADABLE, Answer, read_verdict
 from models.loading import load_policy
 from models.logprobs import token_logps
@@ -22,6 +23,7 @@ from models.rendering import eos_ids, text_of
 from models.seeds import derive_seed
 
 TOO_LONG = "too long for the judge"
+AT_ONCE = 16  # answers written together: questions are long
 
 
 class LocalJudge:
@@ -64,18 +66,25 @@ class LocalJudge:
     def _read(self, prompts: list[list[int]], seed: int, tick: Callable[[], None]) -> list[Answer]:
         groups = [Group(prompt, [[token] for token in self.letters]) for prompt in prompts]
         answers: list[Answer] = []
+        told = Told()
         for part in split_by_tokens(groups, self.config.micro_batch_tokens):
             tick()
             logp_S, _ = token_logps(self.model, pack(part).to(self.model.device))
             answers += [verdict_of(row, self.config.clear_share) for row in logp_S.view(-1, len(LETTERS)).tolist()]
+            told(len(answers), len(prompts))
         return answers
 
     def _written(self, prompts: list[list[int]], seed: int, tick: Callable[[], None]) -> list[Answer]:
-        sampling = SamplingConfig(temperature=self.config.temperature, max_tokens=self.config.max_tokens, max_rows=16)
-        noise = derive_seed(seed, "judge", prompts)
-        rows = generate(self.model, prompts, sampling, samples=1, eos_ids=self.ends, seed=noise, on_step=tick)
-        verdicts = [read_verdict(text_of(self.tokenizer, row[0].tokens)) for row in rows]
-        return [Answer(verdict, UNREADABLE if verdict is None else "") for verdict in verdicts]
+        sampling = SamplingConfig(temperature=self.config.temperature, max_tokens=self.config.max_tokens, max_rows=AT_ONCE)
+        answers: list[Answer] = []
+        told = Told()
+        for begin in range(0, len(prompts), AT_ONCE):
+            part = prompts[begin : begin + AT_ONCE]
+            rows = generate(self.model, part, sampling, samples=1, eos_ids=self.ends, seed=derive_seed(seed, "judge", part), on_step=tick)
+            verdicts = [read_verdict(text_of(self.tokenizer, row[0].tokens)) for row in rows]
+            answers += [Answer(verdict, UNREADABLE if verdict is None else "") for verdict in verdicts]
+            told(len(answers), len(prompts))
+        return answers
 
 
 def verdict_of(logps: Sequence[float], clear_share: float) -> Answer:

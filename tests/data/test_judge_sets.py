@@ -37,8 +37,10 @@ def test_pandalm_rows(tmp_path):
 def test_llmbar_is_a_folder_of_subsets(tmp_path):
     row = {"input": "Name a colour.", "output_1": "Blue", "output_2": "Monday", "label": 1}
     (tmp_path / "natural.json").write_text(json.dumps([row]))
-    (tmp_path / "adversarial-Manual.json").write_text(json.dumps([{**row, "label": 2}]))
-    assert [(pair.subset, pair.label) for pair in load_judge_set("llmbar", tmp_path)] == [("adversarial-Manual", -1), ("natural", 1)]
+    (tmp_path / "Adversarial" / "Manual").mkdir(parents=True)
+    (tmp_path / "Adversarial" / "Manual" / "dataset.json").write_text(json.dumps([{**row, "label": 2}]))
+    found = [(pair.subset, pair.label) for pair in load_judge_set("llmbar", tmp_path)]
+    assert found == [("Adversarial/Manual/dataset", -1), ("natural", 1)]
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,7 @@ def test_the_stage_measures_the_judge_beside_those_that_read_nothing(config, rea
     assert own["position_first"]["mean"] == pytest.approx((7 * 1 + 3 * 0.5) / 10)
     assert (longer["agreement"]["mean"], longer["longer"]["mean"], longer["human_longer"]["mean"]) == (0.7, 1.0, 0.7)
     assert coin["ties"] == 0 and own["human_agreement"] is None
+    assert own["subsets"] == {"natural": own["agreement"]}
     assert content["markdown"].splitlines()[2].startswith("| llmbar | ai:policy | 10 | 7 | 0 | 0.30 [")
     ((_, metrics),) = journal(run)
     assert metrics["judge_accuracy/llmbar"] == 0.3

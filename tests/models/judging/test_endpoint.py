@@ -1,5 +1,6 @@
 """The endpoint as judge: what is sent, how faults are met, what is paid."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from models.judging import fetching
 from models.judging.answers import AnswerCache
 from models.judging.budget import BudgetSpent
-from models.judging.pace import retry_after_s
+from models.judging.pace import Pace, retry_after_s
 from models.run import Stopped
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -167,10 +168,33 @@ def test_so_many_requests_at_once_and_no_more(server, judge_of, row, never, say)
     assert server.peak == 3 and len(server.bodies) == 12
 
 
-def test_requests_are_spread_over_the_minute(server, judge_of, row, never):
-    judge_of(requests_per_minute=1200, concurrency=8)(pairs(row, 4), seed=0, tick=never)
-    gaps = [later - earlier for earlier, later in zip(server.times, server.times[1:], strict=False)]
-    assert len(gaps) == 7 and sum(gaps) >= 7 * 0.05 - 0.02, "eight requests begin 0.05 s apart"
+def test_requests_are_spread_over_the_minute(monkeypatch):
+    """At 1,200 a minute one begins every 0.05 s; asked to wait for a second, all wait. On a clock that only sleeping moves."""
+    now, begun = [100.0], []
+
+    async def sleep(seconds):
+        now[0] += max(0.0, seconds)
+
+    monkeypatch.setattr("models.judging.pace.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("models.judging.pace.asyncio.sleep", sleep)
+
+    async def turns(pace, count):
+        for _ in range(count):
+            await pace.turn()
+            begun.append(now[0])
+
+    pace = Pace(1200)
+    asyncio.run(turns(pace, 3))
+    pace.hold(1.0)
+    asyncio.run(turns(pace, 2))
+    assert begun == pytest.approx([100.0, 100.05, 100.10, 101.10, 101.15])
+    asyncio.run(turns(Pace(0), 2))
+    assert begun[5:] == [begun[4]] * 2, "without a limit at once"
+
+
+def test_the_limit_holds_for_all_workers(server, judge_of, row, never):
+    judge_of(requests_per_minute=600, concurrency=8)(pairs(row, 2), seed=0, tick=never)
+    assert len(server.times) == 4 and max(server.times) - min(server.times) >= 3 * 0.1 - 0.03
 
 
 # Cache
