@@ -41,7 +41,7 @@ def test_measures_by_hand():
         Judged(1, 1, 1, 1, -1),  # right, the longer, consistent
         Judged(1, 0, -1, 1, 1),  # a tie, since the first place won twice
         Judged(-1, 1, 1, 1, -1),  # wrong, the longer
-        Judged(0, 0, 0, 1, 1),  # both tie; first place twice
+        Judged(0, 0, 0, 0, 0),  # both tie, and the judge twice
         Judged(1, None, 1, None, 1),  # nothing said
         Judged(-1, -1, 1),  # settled without asking, the shorter
     ]
@@ -49,11 +49,11 @@ def test_measures_by_hand():
     assert (found["pairs"], found["abstained"], found["ties"]) == (6, 1, 2)
     share = {
         name: wilson(k, n)
-        for name, k, n in [("agreement", 3, 6), ("accuracy", 2, 3), ("consistent", 2, 4), ("longer", 2, 3), ("human_longer", 2, 5)]
+        for name, k, n in [("agreement", 3, 6), ("accuracy", 2, 3), ("consistent", 3, 4), ("longer", 2, 3), ("human_longer", 2, 5)]
     }
     for name, interval in share.items():
         assert found[name]["mean"] == interval.mean and found[name]["low"] == pytest.approx(interval.low), name
-    assert found["position_first"]["mean"] == pytest.approx((0.5 + 1 + 0.5 + 1) / 4)
+    assert found["position_first"]["mean"] == pytest.approx((0.5 + 1 + 0.5) / 3)
     assert found["kappa"]["mean"] == pytest.approx(kappa([(1, 1), (1, 0), (-1, 1), (0, 0), (-1, -1)]))
     assert found["kappa"]["low"] < found["kappa"]["mean"] < found["kappa"]["high"]
 
