@@ -43,6 +43,11 @@ def home() -> Path:
     return Path(os.environ.get("POSTTRAIN_HOME") or CHECKOUT / "output").expanduser().resolve()
 
 
+def answer_cache() -> Path:
+    """Where answers of AI judges that were paid for lie, for all runs."""
+    return home() / "judge" / "answers.sqlite"
+
+
 def configure_environment() -> None:
     """Set what the user has not set. To be called before the first import of prefect and mlflow, which read their settings then."""
     root = home()

@@ -1,0 +1,41 @@
+"""Judging that survives a kill: finished chunks are read back, and what they counted is counted once."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from data.judgements import Candidates, Judgement
+from models.chunks import map_chunks
+from models.judging.pairwise import PairwiseJudge
+from models.run import Run
+
+T = TypeVar("T")
+
+
+def in_chunks(
+    run: Run, name: str, judge: PairwiseJudge, items: Sequence[T], size: int, work: Callable[[Sequence[T]], list[Any]]
+) -> tuple[list[Any], Counter[str]]:
+    """``work`` of every chunk, which asks the judge and returns JSON rows, joined in order; and the judge's counts over all attempts."""
+
+    def counted(number: int, chunk: Sequence[T]) -> list[Any]:
+        before = judge.counts
+        rows = work(chunk)
+        return [{"rows": rows, "counts": {key: value - before[key] for key, value in judge.counts.items()}}]
+
+    parts = map_chunks(run, name, items, size, counted)
+    total: Counter[str] = Counter()
+    for part in parts:
+        total.update(part["counts"])
+    return [row for part in parts for row in part["rows"]], total
+
+
+def judge_candidates(
+    run: Run, judge: PairwiseJudge, candidates: Sequence[Candidates], size: int, seed: int
+) -> tuple[list[Judgement], dict[str, float]]:
+    """Judgements of all candidates, and the judge's metrics."""
+
+    def work(chunk: Sequence[Candidates]) -> list[Any]:
+        return [judgement.to_row() for judgement in judge(chunk, seed=seed, tick=run.stop_if_asked)]
+
+    rows, counts = in_chunks(run, "judged", judge, candidates, size, work)
+    return [Judgement.from_row(row) for row in rows], {**counts, **judge.costs}
