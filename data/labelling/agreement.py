@@ -23,7 +23,6 @@ Unit = Mapping[str, int]  # annotator -> value, of one comparison
 SIGNS = 3  # second, neither, first
 GRADES = 5  # WORSE to BETTER
 
-_RESAMPLES = 1000
 _LEAST_SHARE = 0.5  # of the resamples must have a value, or there is no interval
 
 
@@ -113,7 +112,7 @@ def kappa(confusion_CC: Table) -> float:
 # Intervals
 
 
-def over_items(tables: Sequence[Table], statistic: Callable[[Table], float], *, seed: int, n: int = _RESAMPLES) -> Interval | None:
+def over_items(tables: Sequence[Table], statistic: Callable[[Table], float], *, seed: int, n: int) -> Interval | None:
     """A statistic of the sum of the items' tables with its 95 % percentile bootstrap interval; None where it has no value."""
     table_ICC = np.asarray([table for table in tables if table.sum()])
     value = statistic(table_ICC.sum(axis=0)) if len(table_ICC) else math.nan

@@ -99,6 +99,8 @@ def read_judgements(path: Path, judge: str) -> list[Judgement]:
     found = []
     for row in read_rows(SourceConfig(kind="file", name=str(path))):
         try:
+            if row.values is None:
+                raise row.fault or ValueError("it cannot be read")
             values = mapped(row.values, {})
             examples = parse(values, detect_form(values, values))
             found += [_judgement_of(example, values, judge) for example in examples]

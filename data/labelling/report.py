@@ -14,7 +14,7 @@ from data.labelling import agreement
 from data.labelling.records import Given
 
 
-def report_of(given: Sequence[Given], *, seed: int = 0) -> dict[str, Any]:
+def report_of(given: Sequence[Given], *, seed: int = 0, resamples: int = 1000) -> dict[str, Any]:
     """Counts, agreement between annotators and the quality of each, with 95 % intervals; plain values, for JSON.
 
     Agreement is over the items asked, not those with a known answer. A number that has no value is None.
@@ -31,24 +31,24 @@ def report_of(given: Sequence[Given], *, seed: int = 0) -> dict[str, Any]:
         "labels": len(labels),
         "skips": len(asked) - len(labels),
         "gold_labels": sum(bool(row.gold_ranks and row.ranks) for row in given),
-        "agreement": agreement_of(labels, seed=seed),
-        "pairs_of_annotators": pairs_of_annotators(labels, seed=seed),
+        "agreement": agreement_of(labels, seed=seed, resamples=resamples),
+        "pairs_of_annotators": pairs_of_annotators(labels, seed=seed, resamples=resamples),
         "annotators": {name: quality_of([row for row in given if row.annotator == name]) for name in annotators},
     }
 
 
-def agreement_of(labels: Sequence[Given], *, seed: int) -> dict[str, Any]:
+def agreement_of(labels: Sequence[Given], *, seed: int, resamples: int) -> dict[str, Any]:
     """Raw agreement and Krippendorff's alpha over all annotators."""
     won = [agreement.coincidences(units, agreement.SIGNS) for units in agreement.signs(labels).values()]
     graded = [agreement.coincidences(units, agreement.GRADES) for units in agreement.grades(labels).values()]
     return {
-        "raw": _plain(agreement.over_items(won, agreement.observed, seed=seed)),
-        "alpha_nominal": _plain(agreement.over_items(won, lambda table: agreement.alpha(table, "nominal"), seed=seed)),
-        "alpha_ordinal": _plain(agreement.over_items(graded, lambda table: agreement.alpha(table, "ordinal"), seed=seed)),
+        "raw": _plain(agreement.over_items(won, agreement.observed, seed=seed, n=resamples)),
+        "alpha_nominal": _plain(agreement.over_items(won, lambda table: agreement.alpha(table, "nominal"), seed=seed, n=resamples)),
+        "alpha_ordinal": _plain(agreement.over_items(graded, lambda table: agreement.alpha(table, "ordinal"), seed=seed, n=resamples)),
     }
 
 
-def pairs_of_annotators(labels: Sequence[Given], *, seed: int) -> list[dict[str, Any]]:
+def pairs_of_annotators(labels: Sequence[Given], *, seed: int, resamples: int) -> list[dict[str, Any]]:
     """Raw agreement and Cohen's kappa of every two annotators who labelled the same items."""
     units = agreement.signs(labels)
     rows = []
@@ -56,8 +56,8 @@ def pairs_of_annotators(labels: Sequence[Given], *, seed: int) -> list[dict[str,
         tables = [agreement.confusion(pairs, first, second) for pairs in units.values()]
         shared = sum(bool(table.sum()) for table in tables)
         if shared:
-            raw = _plain(agreement.over_items(tables, agreement.observed, seed=seed))
-            kappa = _plain(agreement.over_items(tables, agreement.kappa, seed=seed))
+            raw = _plain(agreement.over_items(tables, agreement.observed, seed=seed, n=resamples))
+            kappa = _plain(agreement.over_items(tables, agreement.kappa, seed=seed, n=resamples))
             rows.append({"first": first, "second": second, "items": shared, "raw": raw, "kappa": kappa})
     return rows
 

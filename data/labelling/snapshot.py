@@ -28,6 +28,15 @@ class Reporter(Protocol):
         ...
 
 
+class ReportSettings(Protocol):
+    """How the report is made."""
+
+    @property
+    def resamples(self) -> int:
+        """Bootstrap resamples behind each interval."""
+        ...
+
+
 def write_labels(folder: Path, given: Iterable[Given]) -> None:
     """Write ``labels.jsonl``: the same labels give the same bytes, whenever and in which order they came."""
     rows = sorted(given, key=lambda row: (row.item, row.annotator))
@@ -37,10 +46,10 @@ def write_labels(folder: Path, given: Iterable[Given]) -> None:
 def read_labels(folder: Path) -> list[Given]:
     """The labels that ``write_labels`` wrote."""
     rows = [json.loads(line) for line in (folder / "labels.jsonl").read_text(encoding="utf-8").split("\n") if line]
-    return [Given(**{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}) for row in rows]
+    return [Given(**row | {name: tuple(row[name]) for name in ("ranks", "order", "gold_ranks")}) for row in rows]
 
 
-def snapshot(config: object, *, candidates: Path, labels: Path, seed: int, run: Reporter) -> dict[str, Any]:
+def snapshot(config: ReportSettings, *, candidates: Path, labels: Path, seed: int, run: Reporter) -> dict[str, Any]:
     """Write ``judgements.parquet``, ``agreement.json`` and ``agreement.md``.
 
     Raises:
@@ -51,7 +60,7 @@ def snapshot(config: object, *, candidates: Path, labels: Path, seed: int, run: 
     if all(judgement.abstained for judgement in judgements):
         raise ValueError("nobody has labelled anything: label some items on the page of `posttrain label`, then run again")
     write_table(run.out / "judgements.parquet", judgements, Judgement)
-    report = report_of(given, seed=seed)
+    report = report_of(given, seed=seed, resamples=config.resamples)
     (run.out / "agreement.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     (run.out / "agreement.md").write_text(markdown_of(report), encoding="utf-8")
     metrics = {"labels/labels": report["labels"], "labels/items": report["items_labelled"], "labels/annotators": len(report["annotators"])}
