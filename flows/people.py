@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from typing import Any, cast
 
 from data.judgements import Candidates
 from data.labelling.snapshot import write_labels
 from data.labelling.store import LabelStore, Progress
-from data.labelling.waiting import WaitingRun, note_run, runs
+from data.labelling.waiting import note_run, waiting_runs
 from data.tables import read_table
 from flows.labelling.pausing import Paused, announce, pause, suspend
 from flows.labelling.tasks import register, task_file
@@ -56,6 +57,7 @@ def await_labels(candidates: Artifact, config: LabellingConfig, *, seed: int, la
     tasks = register(table, config, seed)
     if not tasks.progress().enough:
         _wait(tasks, config, stage.label)
+    _settle(tasks)
     return stage(config.report, candidates, _stored(tasks), seed=seed)
 
 
@@ -101,24 +103,27 @@ def _wait(store: LabelStore, config: LabellingConfig, label: str) -> None:
         return
     if config.while_waiting == "suspend":
         if _was_suspended(store, str(flow_run.id)) and store.progress().labels:
-            note_run(store, WaitingRun(str(flow_run.id), name, "", "done"))
-            return
+            return  # resumed by hand: on with what is there
         announce(store, config.address, command)
         suspend(store, name, config.patience_h)
     announce(store, config.address, command)
     while True:
-        paused = pause(store, name, config.patience_h)
-        try:
-            progress = _watch(store, label, end, paused)
-        finally:
-            paused.leave()
+        progress = _watch(store, label, end, pause(store, name, config.patience_h))
         if progress.enough or progress.labels:
             return
         _say(f"{name} was resumed without a single label: it waits again.")
 
 
+def _settle(store: LabelStore) -> None:
+    """Note that this flow run does not wait any more, if it did."""
+    flow_run = provenance.flow_run()
+    for run in waiting_runs(store):
+        if flow_run is not None and run.flow_run == str(flow_run.id):
+            note_run(store, replace(run, state="done"))
+
+
 def _was_suspended(store: LabelStore, flow_run: str) -> bool:
-    return any(run.flow_run == flow_run and run.state == "suspended" for run in runs(store))
+    return any(run.flow_run == flow_run and run.state == "suspended" for run in waiting_runs(store))
 
 
 def _watch(store: LabelStore, label: str, end: float, paused: Paused | None) -> Progress:
@@ -127,13 +132,18 @@ def _watch(store: LabelStore, label: str, end: float, paused: Paused | None) -> 
     while not (progress := store.progress()).enough:
         if paused is not None and paused.was_resumed():
             return progress
-        if time.monotonic() > end:
-            raise TimeoutError(f"{progress.labels} of {progress.wanted} labels were there when the patience of the run ended")
+        _require_patience(end, progress)
         process.tell(process.Progress(label, "waiting", progress.labels, progress.wanted, seconds=time.monotonic() - begin))
         time.sleep(LOOK_EVERY_S)
-    if paused is not None:
-        paused.resume()
+    while paused is not None and not paused.resume():
+        _require_patience(end, progress)
+        time.sleep(LOOK_EVERY_S)
     return progress
+
+
+def _require_patience(end: float, progress: Progress) -> None:
+    if time.monotonic() > end:
+        raise TimeoutError(f"{progress.labels} of {progress.wanted} labels were there when the patience of the run (patience_h) ended")
 
 
 def _say(text: str) -> None:

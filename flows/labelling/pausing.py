@@ -23,8 +23,7 @@ ASK_EVERY_S = 5.0  # the API, whether somebody resumed or cancelled the run
 class Paused:
     """A flow run in the state Paused, its process waiting."""
 
-    def __init__(self, store: LabelStore, run: WaitingRun) -> None:
-        self.store = store
+    def __init__(self, run: WaitingRun) -> None:
         self.run = run
         self._asked_at = time.monotonic()
         self._reachable = True
@@ -45,18 +44,17 @@ class Paused:
             raise CancelledRun(f"{self.run.name} was ended while it waited for labels (state {state.name})")
         return state is not None and state.is_running()
 
-    def resume(self) -> None:
-        """Make it Running again, whoever is faster."""
+    def resume(self) -> bool:
+        """Make it Running again, whoever is faster; False while the API does not answer."""
         from prefect.client.orchestration import get_client
 
-        with get_client(sync_client=True) as client:
-            state = client.read_flow_run(UUID(self.run.flow_run)).state
-            if state is not None and state.is_paused():
+        state = self._state()
+        if state is None:
+            return False
+        if state.is_paused():
+            with get_client(sync_client=True) as client:
                 client.resume_flow_run(UUID(self.run.flow_run))
-
-    def leave(self) -> None:
-        """Nobody needs to wake it any more."""
-        note_run(self.store, WaitingRun(self.run.flow_run, self.run.name, self.run.api, "done"))
+        return True
 
     def _state(self) -> Any:
         """The state that the API tells; None while it does not answer: the labels are watched all the same."""
@@ -90,7 +88,7 @@ def pause(store: LabelStore, name: str, patience_h: float) -> Paused:
     if answer.state is None or not answer.state.is_paused():
         raise RuntimeError(f"{name} cannot be paused for its labels: {getattr(answer.details, 'reason', None) or answer.status}")
     note_run(store, run)
-    return Paused(store, run)
+    return Paused(run)
 
 
 def suspend(store: LabelStore, name: str, patience_h: float) -> None:
