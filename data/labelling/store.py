@@ -17,6 +17,7 @@ from data.labelling.records import Answer, Given, Item, Settings, checked
 from data.records import messages_from
 
 CLAIM_S = 600.0  # an item shown to someone is kept for them this long, so that two do not label it where one is enough
+RENEW_S = 60.0  # the claim is renewed when it is shown again after this long
 
 # The labels that count towards what is wanted: no more of an item than its target.
 _COUNTED = """
@@ -34,7 +35,7 @@ _NEXT = """
     ORDER BY i.number LIMIT 1
 """
 _LIST = """
-    SELECT a.position, a.item, a.shown, l.ranks, l.grade, l.comment, s.item IS NOT NULL AS skipped
+    SELECT a.position, a.item, a.shown, a.shown_at, l.ranks, l.grade, l.comment, s.item IS NOT NULL AS skipped
     FROM assignments a JOIN items i ON i.id = a.item
     LEFT JOIN labels l ON l.item = a.item AND l.annotator = a.annotator AND l.superseded_at IS NULL
     LEFT JOIN skips s ON s.item = a.item AND s.annotator = a.annotator
@@ -146,19 +147,21 @@ class LabelStore:
 
     def place(self, annotator: str, position: int) -> Place | None:
         """One place of the list, None where there is none. What is open there is kept for this annotator from now."""
-        with self.database.writing() as connection:
+        now = time.time()
+        with self.database.reading() as connection:
             row = connection.execute(f"{_LIST} AND a.position = ?", (annotator, position)).fetchone()
-            if row is not None:
-                connection.execute(
-                    "UPDATE assignments SET shown_at = ? WHERE annotator = ? AND position = ?", (time.time(), annotator, position)
-                )
+        if row is not None and row["ranks"] is None and row["shown_at"] < now - RENEW_S:
+            with self.database.writing() as connection:
+                connection.execute("UPDATE assignments SET shown_at = ? WHERE annotator = ? AND position = ?", (now, annotator, position))
         return _place(row) if row is not None else None
 
     def next_open(self, annotator: str, after: int = 0) -> int | None:
         """Position of what to label next: what is open, else something new, else what was skipped (the next one after ``after``)."""
-        with self.database.writing() as connection:
-            places = [_place(row) for row in connection.execute(f"{_LIST} ORDER BY a.position", (annotator,))]
-            found = next((place.position for place in places if place.open), None) or _assign(connection, annotator)
+        found = _open_position(places := self.places(annotator))
+        if found is None:
+            with self.database.writing() as connection:
+                places = [_place(row) for row in connection.execute(f"{_LIST} ORDER BY a.position", (annotator,))]
+                found = _open_position(places) or _assign(connection, annotator)
         skipped = [place.position for place in places if place.answer is None and place.skipped]
         return found or next((position for position in skipped if position > after), skipped[0] if skipped else None)
 
@@ -271,6 +274,10 @@ def _ints(text: str) -> tuple[int, ...]:
 def _place(row: sqlite3.Row) -> Place:
     answer = None if row["ranks"] is None else Answer(_ints(row["ranks"]), row["grade"], row["comment"])
     return Place(row["position"], row["item"], _ints(row["shown"]), answer, bool(row["skipped"]))
+
+
+def _open_position(places: Sequence[Place]) -> int | None:
+    return next((place.position for place in places if place.open), None)
 
 
 def _place_at(connection: sqlite3.Connection, annotator: str, position: int) -> Place:
