@@ -120,7 +120,7 @@ def over_items(tables: Sequence[Table], statistic: Callable[[Table], float], *, 
         return None
     generator = np.random.default_rng(seed)
     drawn = generator.multinomial(len(table_ICC), np.full(len(table_ICC), 1 / len(table_ICC)), size=n)
-    values = np.asarray([statistic(np.tensordot(times_I, table_ICC, axes=1)) for times_I in drawn])
+    values = np.asarray([statistic((times_I[:, None, None] * table_ICC).sum(axis=0)) for times_I in drawn])
     values = values[~np.isnan(values)]
     if len(values) < _LEAST_SHARE * n:
         return Interval(value, math.nan, math.nan)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 import time
 import uuid
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from data.labelling.store import LabelStore
 from data.labelling.waiting import WaitingRun, note_run
+from tasks import owner
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +74,13 @@ class Paused:
         return state
 
 
+def owners(store: LabelStore) -> Path:
+    """Where the processes that wait hold their locks."""
+    folder = store.path.parent / "owners"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 def pause(store: LabelStore, name: str, patience_h: float) -> Paused:
     """Put the current flow run into the state Paused. Raises RuntimeError if Prefect does not allow it."""
     from prefect.client.orchestration import get_client
@@ -84,7 +93,7 @@ def pause(store: LabelStore, name: str, patience_h: float) -> Paused:
     state = PausedState(timeout_seconds=int(3600 * patience_h), reschedule=False, pause_key=uuid.uuid4().hex)
     with get_client(sync_client=True) as client:
         answer = client.set_flow_run_state(context.flow_run.id, state)
-        run = WaitingRun(str(context.flow_run.id), name, str(client.api_url), "paused")
+        run = WaitingRun(str(context.flow_run.id), name, str(client.api_url), "paused", owner.claim(owners(store)))
     if answer.state is None or not answer.state.is_paused():
         raise RuntimeError(f"{name} cannot be paused for its labels: {getattr(answer.details, 'reason', None) or answer.status}")
     note_run(store, run)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from dataclasses import replace
 from uuid import UUID
 
 from data.labelling.store import LabelStore
-from data.labelling.waiting import WaitingRun, waiting_runs
+from data.labelling.waiting import WaitingRun, note_run, waiting_runs
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,18 @@ def wake(run: WaitingRun) -> bool:
             return False
         client.resume_flow_run(UUID(run.flow_run))
         return True
+
+
+def living_runs(store: LabelStore) -> list[WaitingRun]:
+    """The runs that wait, less those whose process was killed: woken, they would be Running for ever."""
+    from flows.labelling.pausing import owners
+    from tasks.owner import dead_owners
+
+    dead = dead_owners(owners(store))
+    for run in waiting_runs(store):
+        if run.owner in dead:
+            note_run(store, replace(run, state="done"))
+    return waiting_runs(store)
 
 
 class Waker:
@@ -64,7 +77,7 @@ class Waker:
     def _work(self) -> None:
         while not self._stopping:
             if self.store.progress().enough:
-                for run in waiting_runs(self.store):
+                for run in living_runs(self.store):
                     self._try(run)
             self._asked.wait(self.look_every_s)
             self._asked.clear()

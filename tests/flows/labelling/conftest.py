@@ -23,7 +23,8 @@ HOSTILE = (
     "</script><script>document.title = 'taken'</script><img src=x onerror=\"document.title='taken'\">{{ 7 * 7 }} &amp; </textarea></form>",
     "x" * 3000,
     "before \u202eedisni\u202c after \u2066\u2067 zero\u200bwidth \ufeff\x00\x1b[31m",
-    "Z\u0336\u0321\u0322\u031b\u0327a\u0336l\u0336g\u0337o " * 20 + "\n\n\U0001f469\u200d\U0001f467 \u05e2\u05d1\u05e8\u05d9\u05ea \u0645\u0631",
+    "Z\u0336\u0321\u0322\u031b\u0327a\u0336l\u0336g\u0337o " * 20
+    + "\n\n\U0001f469\u200d\U0001f467 \u05e2\u05d1\u05e8\u05d9\u05ea \u0645\u0631",
 )
 
 

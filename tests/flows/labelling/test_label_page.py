@@ -45,7 +45,10 @@ def answer(client: TestClient, path: str, **fields: Any) -> Any:
 # What every page carries
 
 
-@pytest.mark.parametrize("path", ["/", "/item/1", "/done", "/overview", "/static/label.js", "/nowhere", "/item/x", "/item/99", "/enter/none"])
+PATHS = ["/", "/item/1", "/done", "/overview", "/static/label.js", "/nowhere", "/item/x", "/item/99", f"/item/{10**20}", "/enter/none"]
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_every_answer_forbids_whatever_is_not_the_pages_own(ada, path):
     headers = ada.get(path, follow_redirects=False).headers
     policy = headers["content-security-policy"]
