@@ -1,4 +1,4 @@
-"""The command line: `posttrain run`, `explain`, `artifacts`, `lint`, `ui`, `chat`, `recipes`.
+"""The command line: `posttrain run`, `explain`, `artifacts`, `label`, `labels`, `lint`, `ui`, `chat`, `recipes`.
 
 Only names and help texts are here: a command imports what it needs when it runs, so that `posttrain --help` answers at once.
 
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
@@ -33,7 +34,17 @@ artifacts_app = typer.Typer(
 )
 app.add_typer(artifacts_app, name="artifacts")
 
+labels_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="Labels of people: list, report, export, import.\n\n[bold]Example:[/bold] posttrain labels report latest",
+)
+app.add_typer(labels_app, name="labels")
+
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what the stages log, and the traceback of an error.")]
+TaskName = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run or recipe, RUN/LABEL, a task of `posttrain labels list`, or a candidates.parquet.")
+]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run (quickstart-3), a recipe (its latest run) or 'latest'.")]
 
 
@@ -151,6 +162,79 @@ def lint_command(
     from flows.cli.lint import lint
 
     _carry_out(lambda: lint(name, form, as_json, seed))
+
+
+@app.command("label")
+def label_command(
+    name: TaskName = "latest",
+    annotators: Annotated[
+        list[str] | None,
+        typer.Option("--annotator", metavar="NAME", help="Someone who labels; gets a link of their own. May be given several times."),
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; another one if it is taken.")] = 4300,
+    host: Annotated[str, typer.Option(help="Address to serve on; one that others can reach needs --annotator.")] = "127.0.0.1",
+) -> None:
+    """Serve the page on which people say which answer is better. A run that waits for the labels goes on when enough are in.
+
+    [bold]Example:[/bold] posttrain label latest --annotator ada --annotator bob
+    """
+    from flows.cli.label import Serving, label
+
+    _carry_out(lambda: label(name, Serving(host, port, annotators or [])))
+
+
+@labels_app.command("list")
+def list_labels_command() -> None:
+    """List the labelling tasks and how far they are.
+
+    [bold]Example:[/bold] posttrain labels list
+    """
+    from flows.cli.labels import list_labels
+
+    _carry_out(list_labels)
+
+
+@labels_app.command("report")
+def report_labels_command(name: TaskName = "latest") -> None:
+    """Say how far the annotators agree, and how each of them works, as Markdown.
+
+    [bold]Example:[/bold] posttrain labels report latest
+    """
+    from flows.cli.labels import report_labels
+
+    _carry_out(lambda: report_labels(name))
+
+
+@labels_app.command("export")
+def export_labels_command(
+    name: TaskName,
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="File of JSON lines to write.")],
+    form: Annotated[
+        Literal["pairs", "rankings"], typer.Option(help="prompt, chosen, rejected; or prompt, completions, ranks, with ties.")
+    ] = "rankings",
+) -> None:
+    """Write the labels of a task to a file in a standard form.
+
+    [bold]Example:[/bold] posttrain labels export latest pairs.jsonl --form pairs
+    """
+    from flows.cli.labels import export_labels
+
+    _carry_out(lambda: export_labels(name, path, form))
+
+
+@labels_app.command("import")
+def import_labels_command(
+    name: TaskName,
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="File of pairs or rankings.")],
+    annotator: Annotated[str, typer.Option(help="Who gave them, where a row does not say it.")] = "imported",
+) -> None:
+    """Take labels of a file into a task, those whose prompt and completions are one of its items.
+
+    [bold]Example:[/bold] posttrain labels import latest pairs.jsonl --annotator ada
+    """
+    from flows.cli.labels import import_labels
+
+    _carry_out(lambda: import_labels(name, path, annotator))
 
 
 @artifacts_app.command("list")
