@@ -56,8 +56,8 @@ def curate(config: CurateConfig, *, base: Path, seed: int, run: Reporter) -> dic
 
     Writes to ``run.out``: a Parquet table for each size that is not 0, ``rejected.jsonl`` (source, file, line, reason, detail of every row
     set aside, and the block where it was one), ``report.json`` (counts by source, block and reason, lengths by table), ``report.html`` for
-    people, ``card.md``, the data card, and of preferences ``lint.json``. ``base`` is the policy whose tokenizer and chat template measure the rows. In memory of a row
-    there is only its ``Candidate``.
+    people, ``card.md``, the data card, and of preferences ``lint.json``. ``base`` is the policy whose tokenizer and chat template measure
+    the rows. In memory of a row there is only its ``Candidate``.
 
     Raises:
         ValueError: more than ``max_bad_share`` of a source's rows cannot be used; a table that no row is left for; a wrong task or column;

@@ -12,12 +12,14 @@ from prefect import flow
 from pydantic import Field
 
 from flows.judge import FlowConfig, judge
+from flows.people import asking
 from flows.preferences import prefer
 from models.configs.base import StageConfig
 from models.configs.dpo import DPOConfig
 from models.configs.grpo import GRPOConfig
 from models.configs.kto import KTOConfig
 from models.configs.kwise_dpo import KWiseDPOConfig
+from models.configs.labelling import LabellingConfig
 from models.configs.nash_md import NashMDConfig
 from models.configs.online_dpo import OnlineDPOConfig
 from models.configs.online_rejection_sampling import OnlineRejectionSamplingConfig
@@ -54,6 +56,7 @@ class CompareConfig(FlowConfig):
 
     sft: SFTConfig = Field(default_factory=SFTConfig, description="Supervised fine-tuning: where every method starts.")
     preferences: PreferencesConfig = Field(default_factory=PreferencesConfig, description="Preference collection.")
+    labelling: LabellingConfig = Field(default_factory=LabellingConfig, description="People\'s labels, where a judge is people.")
     reward_model: RewardModelConfig = Field(default_factory=RewardModelConfig, description="Reward modelling.")
     preference_model: PreferenceModelConfig = Field(
         default_factory=PreferenceModelConfig, description="Preference model, trained where a variant of nash_md asks for it."
@@ -78,12 +81,12 @@ def compare(config: CompareConfig) -> Artifact:
     Args:
         config: settings of every stage.
     """
-    seed = config.seed
+    seed, people = config.seed, asking(config.labelling, config.seed)
     with pipeline("compare", config):
         base = base_model(config.base_model, seed=seed)
         data = curate(config.curate, base, seed=seed)
         policy = sft(config.sft, base, data, seed=seed)
-        preferences = prefer(config.preferences, {"sft": policy, "base": base}, data, seed=seed)
+        preferences = prefer(config.preferences, {"sft": policy, "base": base}, data, seed=seed, ask_people=people)
         reward = reward_model(config.reward_model, policy, preferences, seed=seed)
 
         def each(stage: Stage, family: Mapping[str, StageConfig], *inputs: Artifact) -> dict[str, Artifact]:

@@ -10,6 +10,7 @@ from prefect import flow
 from pydantic import Field, model_validator
 
 from data.configs import CurateConfig
+from flows.people import asking
 from flows.preferences import prefer
 from models.configs.base import StageConfig
 from models.configs.base_model import BaseModelConfig
@@ -21,6 +22,7 @@ from models.configs.guidance import (
     PrefixValueConfig,
     TokenRewardConfig,
 )
+from models.configs.labelling import LabellingConfig
 from models.configs.ppo import PPOConfig
 from models.configs.preferences import PreferencesConfig
 from models.configs.reward_model import RewardModelConfig
@@ -50,6 +52,7 @@ class DecodingConfig(StageConfig):
     curate: CurateConfig = Field(default_factory=CurateConfig, description="Data: sources, splits, filters.")
     sft: SFTConfig = Field(default_factory=SFTConfig, description="Supervised fine-tuning.")
     preferences: PreferencesConfig = Field(default_factory=PreferencesConfig, description="Preference collection.")
+    labelling: LabellingConfig = Field(default_factory=LabellingConfig, description="People\'s labels, where a judge is people.")
     reward_model: RewardModelConfig = Field(default_factory=RewardModelConfig, description="Reward model of whole completions.")
     prefix_reward: RewardModelConfig = Field(
         default_factory=lambda: RewardModelConfig(loss="prefix_bradley_terry"), description="Reward model of prefixes, for PARGS."
@@ -100,12 +103,12 @@ def decoding(config: DecodingConfig) -> Artifact:
     Args:
         config: settings of every stage.
     """
-    seed = config.seed
+    seed, people = config.seed, asking(config.labelling, config.seed)
     with pipeline("decoding", config):
         base = base_model(config.base_model, seed=seed)
         data = curate(config.curate, base, seed=seed)
         policy = sft(config.sft, base, data, seed=seed)
-        preferences = prefer(config.preferences, {"sft": policy, "base": base}, data, seed=seed)
+        preferences = prefer(config.preferences, {"sft": policy, "base": base}, data, seed=seed, ask_people=people)
         reward = reward_model(config.reward_model, policy, preferences, seed=seed)
         scorers = {
             "pargs": reward_model.named("prefixes")(config.prefix_reward, policy, preferences, seed=seed),

@@ -13,9 +13,11 @@ from prefect import flow
 from pydantic import Field
 
 from flows.judge import FlowConfig, judge
+from flows.people import asking
 from flows.preferences import prefer
 from models.configs.evaluation import ComparisonConfig
 from models.configs.grpo import GRPOConfig
+from models.configs.labelling import LabellingConfig
 from models.configs.preferences import PreferencesConfig
 from models.configs.rejection_sampling import RejectionSamplingConfig
 from models.configs.reward_model import RewardModelConfig
@@ -46,6 +48,7 @@ class DeepSeekR1Config(FlowConfig):
         description="First RL: what a verifier can check, and one language.",
     )
     preferences: PreferencesConfig = Field(default_factory=PreferencesConfig, description="Samples of the reasoner.")
+    labelling: LabellingConfig = Field(default_factory=LabellingConfig, description="People\'s labels, where a judge is people.")
     reward_model: RewardModelConfig = Field(default_factory=RewardModelConfig, description="A reward model from pairs of them.")
     rejection_sampling: RejectionSamplingConfig = Field(
         default_factory=lambda: RejectionSamplingConfig(score="judge", min_score=0.99),
@@ -73,13 +76,14 @@ def deepseek_r1(config: DeepSeekR1Config) -> Artifact:
     Args:
         config: settings of every stage.
     """
-    seed = config.seed
+    seed, people = config.seed, asking(config.labelling, config.seed)
     with pipeline("deepseek_r1", config):
         base = base_model(config.base_model, seed=seed)
         data = curate(config.curate, base, seed=seed)
         cold_start = sft(config.cold_start, base, data, seed=seed)
         reasoner = grpo.named("reasoning")(config.reasoning, cold_start, data, seed=seed)
-        samples = prefer(config.preferences, {"reasoning": reasoner, "cold_start": cold_start, "base": base}, data, seed=seed)
+        writers = {"reasoning": reasoner, "cold_start": cold_start, "base": base}
+        samples = prefer(config.preferences, writers, data, seed=seed, ask_people=people)
         reward = reward_model(config.reward_model, reasoner, samples, seed=seed)
         tuned = rejection_sampling(config.rejection_sampling, base, samples, reward, seed=seed)
         aligned = grpo.named("alignment")(config.alignment, tuned, data, reward, seed=seed)

@@ -12,7 +12,9 @@ from prefect import flow
 from pydantic import Field
 
 from flows.judge import FlowConfig, judge
+from flows.people import asking
 from flows.preferences import prefer
+from models.configs.labelling import LabellingConfig
 from models.configs.ppo import PPOConfig
 from models.configs.preferences import PreferencesConfig
 from models.configs.rejection_sampling import RejectionSamplingConfig
@@ -34,6 +36,7 @@ class Llama2Config(FlowConfig):
     rounds: int = Field(default=2, ge=1, le=16, description="Rounds of comparisons, reward modelling and rejection sampling before PPO.")
     sft: SFTConfig = Field(default_factory=SFTConfig, description="Supervised fine-tuning.")
     preferences: PreferencesConfig = Field(default_factory=PreferencesConfig, description="Each round: samples of the newest policy.")
+    labelling: LabellingConfig = Field(default_factory=LabellingConfig, description="People\'s labels, where a judge is people.")
     reward_model: RewardModelConfig = Field(default_factory=RewardModelConfig, description="Each round: a reward model from them.")
     rejection_sampling: RejectionSamplingConfig = Field(
         default_factory=RejectionSamplingConfig, description="Each round: imitate the samples that it ranks best."
@@ -48,14 +51,14 @@ def llama2(config: Llama2Config) -> Artifact:
     Args:
         config: settings of every stage.
     """
-    seed = config.seed
+    seed, people = config.seed, asking(config.labelling, config.seed)
     with pipeline("llama2", config):
         base = base_model(config.base_model, seed=seed)
         data = curate(config.curate, base, seed=seed)
         policy = supervised = sft(config.sft, base, data, seed=seed)
         policies = {"base": base, "sft": supervised}
         for name in [f"round {number}" for number in range(1, config.rounds + 1)]:
-            preferences = prefer(config.preferences, {"current": policy, **policies}, data, seed=seed, name=name)
+            preferences = prefer(config.preferences, {"current": policy, **policies}, data, seed=seed, name=name, ask_people=people)
             reward = reward_model.named(name)(config.reward_model, policy, preferences, seed=seed)
             policy = rejection_sampling.named(name)(config.rejection_sampling, policy, preferences, reward, seed=seed)
             policies[name] = policy

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -59,6 +60,11 @@ def await_labels(candidates: Artifact, config: LabellingConfig, *, seed: int, la
         _wait(tasks, config, stage.label)
     _settle(tasks)
     return stage(config.report, candidates, _stored(tasks), seed=seed)
+
+
+def asking(config: LabellingConfig, seed: int) -> Callable[[Artifact], Artifact]:
+    """``await_labels`` with its settings, for ``flows.preferences.prefer``."""
+    return lambda candidates: await_labels(candidates, config, seed=seed)
 
 
 def _planned(stage: Stage, candidates: Artifact, config: LabellingConfig, seed: int) -> Artifact:

@@ -10,9 +10,11 @@ from prefect import flow
 from pydantic import Field
 
 from flows.judge import FlowConfig, judge
+from flows.people import asking
 from flows.preferences import prefer
 from models.configs.dpo import DPOConfig
 from models.configs.evaluation import ComparisonConfig, EvaluateConfig
+from models.configs.labelling import LabellingConfig
 from models.configs.preferences import PreferencesConfig
 from models.configs.reward_model import RewardModelConfig
 from tasks.base_model import base_model
@@ -31,6 +33,7 @@ class PreferenceTuningConfig(FlowConfig):
         description="Collect preferences first, and learn from those; a judge of kind reward_model is trained on the given pairs before.",
     )
     preferences: PreferencesConfig = Field(default_factory=PreferencesConfig, description="Preference collection, with collect.")
+    labelling: LabellingConfig = Field(default_factory=LabellingConfig, description="People\'s labels, where a judge is people.")
     reward_model: RewardModelConfig = Field(default_factory=RewardModelConfig, description="Reward modelling.")
     dpo: DPOConfig = Field(default_factory=DPOConfig, description="DPO.")
     evaluate: EvaluateConfig = Field(
@@ -46,7 +49,7 @@ def preference_tuning(config: PreferenceTuningConfig) -> Artifact:
     Args:
         config: settings of every stage.
     """
-    seed = config.seed
+    seed, people = config.seed, asking(config.labelling, config.seed)
     with pipeline("preference_tuning", config):
         base = base_model(config.base_model, seed=seed)
         data = curate(config.curate, base, seed=seed)
@@ -55,7 +58,7 @@ def preference_tuning(config: PreferenceTuningConfig) -> Artifact:
             trained = None
             if config.preferences.has("reward_model"):
                 trained = reward_model.named("judge")(config.reward_model, base, data, seed=seed)
-            pairs = prefer(config.preferences, {"base": base}, data, trained, seed=seed)
+            pairs = prefer(config.preferences, {"base": base}, data, trained, seed=seed, ask_people=people)
         reward = reward_model(config.reward_model, base, pairs, seed=seed)
         policies = {"base": base, "dpo": dpo(config.dpo, base, pairs, seed=seed)}
         return judge(config, policies, base, data, reward)

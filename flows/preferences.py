@@ -19,6 +19,7 @@ def prefer(
     seed: int,
     name: str = "",
     ask_people: AskPeople | None = None,
+    judge_model: Artifact | None = None,
 ) -> Artifact:
     """Preferences over completions of the policies that the configuration names.
 
@@ -30,6 +31,7 @@ def prefer(
         seed: of sampling, and of what is drawn for whom.
         name: to tell several uses in one flow apart.
         ask_people: turns candidates into people's labels, for a judge of kind people.
+        judge_model: model that a judge of kind language_model runs where it names none; left out: the current policy.
 
     Returns:
         The artifact of collect_preferences.
@@ -44,10 +46,12 @@ def prefer(
     config = config.model_copy(update={"writers": writers})
     writing = {writer.policy: policies[writer.policy] for writer in writers}
     judging = reward if config.has("reward_model") else None
+    asked = any(judge.kind == "language_model" and judge.ai.backend == "policy" and not judge.ai.model for judge in config.judges)
+    own = (judge_model or policies[current]) if asked else None
     collect, sample = (stage.named(name) if name else stage for stage in (collect_preferences, sample_candidates))
     if not config.has("people"):
-        return collect(config, writing, data, judging, seed=seed)
+        return collect(config, writing, data, judging, judge_model=own, seed=seed)
     if ask_people is None:
         raise ValueError("a judge is people, and this flow does not ask any: use another kind of judge")
     candidates = sample(config.candidates, writing, data, seed=seed)
-    return collect(config, {}, data, judging, candidates, ask_people(candidates), seed=seed)
+    return collect(config, {}, data, judging, candidates, ask_people(candidates), own, seed=seed)

@@ -7,9 +7,11 @@ from prefect import flow
 from pydantic import Field
 
 from flows.judge import FlowConfig, judge
+from flows.people import asking
 from flows.preferences import prefer
 from models.configs.dpo import DPOConfig
 from models.configs.grpo import GRPOConfig
+from models.configs.labelling import LabellingConfig
 from models.configs.ppo import PPOConfig
 from models.configs.preferences import PreferencesConfig
 from models.configs.rejection_sampling import RejectionSamplingConfig
@@ -32,6 +34,7 @@ class RLHFConfig(FlowConfig):
 
     sft: SFTConfig = Field(default_factory=SFTConfig, description="Supervised fine-tuning.")
     preferences: PreferencesConfig = Field(default_factory=PreferencesConfig, description="Preference collection.")
+    labelling: LabellingConfig = Field(default_factory=LabellingConfig, description="People\'s labels, where a judge is people.")
     reward_model: RewardModelConfig = Field(default_factory=RewardModelConfig, description="Reward modelling.")
     rejection_sampling: RejectionSamplingConfig = Field(default_factory=RejectionSamplingConfig, description="Rejection sampling.")
     ppo: PPOConfig = Field(default_factory=PPOConfig, description="PPO.")
@@ -46,12 +49,12 @@ def rlhf(config: RLHFConfig) -> Artifact:
     Args:
         config: settings of every stage.
     """
-    seed = config.seed
+    seed, people = config.seed, asking(config.labelling, config.seed)
     with pipeline("rlhf", config):
         base = base_model(config.base_model, seed=seed)
         data = curate(config.curate, base, seed=seed)
         policy = sft(config.sft, base, data, seed=seed)
-        preferences = prefer(config.preferences, {"sft": policy, "base": base}, data, seed=seed)
+        preferences = prefer(config.preferences, {"sft": policy, "base": base}, data, seed=seed, ask_people=people)
         reward = reward_model(config.reward_model, policy, preferences, seed=seed)
         policies = {
             "base": base,

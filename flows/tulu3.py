@@ -11,9 +11,11 @@ from prefect import flow
 from pydantic import Field
 
 from flows.judge import FlowConfig, judge
+from flows.people import asking
 from flows.preferences import prefer
 from models.configs.dpo import DPOConfig
 from models.configs.grpo import GRPOConfig
+from models.configs.labelling import LabellingConfig
 from models.configs.preferences import PreferencesConfig
 from models.configs.sft import SFTConfig
 from tasks.base_model import base_model
@@ -30,6 +32,7 @@ class Tulu3Config(FlowConfig):
 
     sft: SFTConfig = Field(default_factory=SFTConfig, description="Supervised fine-tuning.")
     preferences: PreferencesConfig = Field(default_factory=PreferencesConfig, description="On-policy pairs.")
+    labelling: LabellingConfig = Field(default_factory=LabellingConfig, description="People\'s labels, where a judge is people.")
     dpo: DPOConfig = Field(default_factory=DPOConfig, description="DPO on them.")
     grpo: GRPOConfig = Field(default_factory=GRPOConfig, description="GRPO on the verifier.")
 
@@ -41,12 +44,12 @@ def tulu3(config: Tulu3Config) -> Artifact:
     Args:
         config: settings of every stage.
     """
-    seed = config.seed
+    seed, people = config.seed, asking(config.labelling, config.seed)
     with pipeline("tulu3", config):
         base = base_model(config.base_model, seed=seed)
         data = curate(config.curate, base, seed=seed)
         supervised = sft(config.sft, base, data, seed=seed)
-        preferences = prefer(config.preferences, {"sft": supervised, "base": base}, data, seed=seed)
+        preferences = prefer(config.preferences, {"sft": supervised, "base": base}, data, seed=seed, ask_people=people)
         preferred = dpo(config.dpo, supervised, preferences, seed=seed)
         reinforced = grpo(config.grpo, preferred, data, seed=seed)
         return judge(config, {"base": base, "sft": supervised, "dpo": preferred, "grpo": reinforced}, supervised, data)

@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +12,10 @@ from data.tables import read_table
 from data.verifiers import verify
 from data.votes import Settled, settle
 from models.callables import load_callable
-from models.chunks import map_chunks
 from models.configs.preferences import JudgeConfig, PreferencesConfig
 from models.judges import judge_of
+from models.judging.chunked import judge_candidates
+from models.judging.loading import load_ai_judge
 from models.panel_judges import RecordedJudging, TextJudging, load_reward_judging
 from models.run import Run
 from models.seeds import derive_seed
@@ -22,11 +23,13 @@ from models.seeds import derive_seed
 
 @dataclass(frozen=True)
 class Evidence:
-    """What judges need beside the candidates: a reward model, people's labels, the labels of a data set."""
+    """What judges need beside the candidates: a reward model, a language model, people's labels, the labels of a data set."""
 
     reward: Path | None = None
     labels: Path | None = None
     dataset: Sequence[Judgement] = ()
+    language_model: Path | None = None
+    answers: Path = Path("answers.sqlite")  # those of endpoints, that were paid for
 
 
 @dataclass
@@ -36,6 +39,7 @@ class Verdicts:
     settled: list[Settled]
     judgements: list[Judgement]
     rows: list[int]
+    metrics: Counter[str]
 
     def failures(self, places: Sequence[Sequence[int]]) -> int:
         """Completions that a judge could not score; ``places``: of each row, where each of its completions stands among the distinct."""
@@ -51,15 +55,21 @@ def judge_rows(config: PreferencesConfig, rows: Sequence[Candidates], evidence: 
     """
     taken = _shares(config, rows, evidence, seed)
     said: list[dict[int, Judgement]] = []
+    metrics: Counter[str] = Counter()
     for number, judge in enumerate(config.judges):
         own = [index for index, takers in enumerate(taken) if number in takers]
-        judgements = _ask(number, judge, [rows[index] for index in own], evidence, seed, config.chunk_prompts, run) if own else []
+        if not own:
+            said.append({})
+            continue
+        judgements, counts = _ask(number, judge, [rows[index] for index in own], evidence, seed, config.chunk_prompts, run)
+        metrics.update(counts)
         said.append(dict(zip(own, judgements, strict=True)))
     settled = [
         settle([said[number][index] for number in takers], [config.judges[number].weight for number in takers])
         for index, takers in enumerate(taken)
     ]
-    return Verdicts(settled, [by_row[index] for by_row in said for index in by_row], [index for by_row in said for index in by_row])
+    order = [(by_row[index], index) for by_row in said for index in by_row]
+    return Verdicts(settled, [judgement for judgement, _ in order], [index for _, index in order], metrics)
 
 
 def is_drawn(row_id: str, share: float, seed: int) -> bool:
@@ -92,20 +102,16 @@ def _shares(config: PreferencesConfig, rows: Sequence[Candidates], evidence: Evi
 
 def _ask(
     number: int, judge: JudgeConfig, rows: Sequence[Candidates], evidence: Evidence, seed: int, size: int, run: Run
-) -> list[Judgement]:
+) -> tuple[list[Judgement], Mapping[str, float]]:
     if judge.kind == "verifier" and all(row.verifier == "none" for row in rows):
         verify(rows[0].asked, "")  # raises: says which verifiers there are
     judging = load_judging(judge, evidence, run)
     own_seed = derive_seed(seed, "judge", judge.called)
-
-    def work(_: int, chunk: Sequence[Candidates]) -> list[dict[str, object]]:
-        return [judgement.to_row() for judgement in judging(chunk, seed=own_seed, tick=run.stop_if_asked)]
-
-    judgements = [Judgement.from_row(row) for row in map_chunks(run, f"judged-{number}", rows, size, work)]
+    judgements, counts = judge_candidates(run, f"judged-{number}", judging, rows, size, own_seed)
     reasons = Counter(judgement.reason for judgement in judgements if judgement.abstained)
     if reasons:
         run.log(f"{judge.called} abstained from {reasons.total()} of {len(rows)} prompts: {json.dumps(dict(reasons.most_common(5)))}")
-    return judgements
+    return judgements, counts
 
 
 def load_judging(config: JudgeConfig, evidence: Evidence, run: Run) -> Judging:
@@ -120,6 +126,9 @@ def load_judging(config: JudgeConfig, evidence: Evidence, run: Run) -> Judging:
         if evidence.reward is None:
             raise ValueError(f"judge {config.called!r} is a reward model, and the stage was given none: give it one, or ask another judge")
         return load_reward_judging(config.called, evidence.reward, config.micro_batch_tokens, run.device)
+    if config.kind == "language_model":
+        folder, device = evidence.language_model, run.device
+        return load_ai_judge(config.ai, folder=folder, cache=evidence.answers, device=device, name=config.called, payer=run.stage_key)
     if config.kind == "people":
         if evidence.labels is None:
             raise ValueError(f"judge {config.called!r} is people, and the stage was given no labels: let people label its candidates first")

@@ -47,6 +47,8 @@ def collect(
     reward: Path | None = None,
     candidates: Path | None = None,
     labels: Path | None = None,
+    judge_model: Path | None = None,
+    answers: Path = Path("answers.sqlite"),
     seed: int,
     run: Run,
 ) -> dict[str, Any]:
@@ -64,14 +66,14 @@ def collect(
     rows = [*samples, *given]
     single = [distinct(row) for row in rows]
     places = [own for _, own in single]
-    verdicts = judge_rows(config, [row for row, _ in single], Evidence(reward, labels, known), seed, run)
+    verdicts = judge_rows(config, [row for row, _ in single], Evidence(reward, labels, known, judge_model, answers), seed, run)
     outcomes = [outcome_of(row, at, own, config) for row, at, own in zip(rows, places, verdicts.settled, strict=True)]
     train, test = split_outcomes(outcomes, len(samples), config.test_share)
     if not any(outcome.pairs for outcome in train):
         raise ValueError(f"the judge found no completion better than another in {len(rows)} prompts: sample more, or choose easier prompts")
     _write(config, outcomes, train, test, verdicts.judgements, run)
     findings = lint_stage(run.out, [data], config.lint, seed, run.log)
-    summary = _summary(outcomes, train, test, verdicts, places) | {"preferences/lint_findings": findings}
+    summary = _summary(outcomes, train, test, verdicts, places) | dict(verdicts.metrics) | {"preferences/lint_findings": findings}
     run.report(summary, 0)
     return {name.removeprefix("preferences/"): value for name, value in summary.items()}
 

@@ -1,6 +1,7 @@
 """Stage: collect preferences."""
 
 from models.configs.preferences import PreferencesConfig
+from tasks.home import answer_cache
 from tasks.stage import StageContext, stage
 from tasks.store import Artifact
 
@@ -13,9 +14,11 @@ def collect_preferences(
     reward: Artifact | None = None,
     candidates: Artifact | None = None,
     labels: Artifact | None = None,
+    judge_model: Artifact | None = None,
     *,
     seed: int,
     context: StageContext,
 ) -> Artifact:
     """Preferences: several completions of each prompt from the policies, ranked by judges and paired."""
-    return context.run(config, seed, policies=policies, data=data, reward=reward, candidates=candidates, labels=labels)
+    given = {"reward": reward, "candidates": candidates, "labels": labels, "judge_model": judge_model}
+    return context.run(config, seed, policies=policies, data=data, answers=answer_cache(), **given)

@@ -1,14 +1,14 @@
 """Settings of a judge that is a language model: behind an OpenAI-compatible endpoint, or a local policy."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
 from models.configs.base import StageConfig, operational
 from models.configs.base_model import folder_digest
-from models.configs.constitution import Principle
+from models.configs.constitution import Principle, default_principles
 
 RUBRIC = (
     "Prefer the answer that you would rather receive from an assistant you rely on.\n"
@@ -43,6 +43,9 @@ class AIJudgeConfig(StageConfig):
         description="Endpoint: name of the environment variable that holds the API key, such as OPENAI_API_KEY; empty = no key is sent.",
     )
     rubric: str = Field(default=RUBRIC, description="What the judge goes by; empty = the principles alone.")
+    constitution: Literal["own", "packaged"] = Field(
+        default="own", description="own = the principles given here; packaged = those that come with the package, where none are given."
+    )
     principles: list[Principle] = Field(default_factory=list, description="Constitution; empty = the rubric alone.")
     principle_choice: Literal["draw", "all"] = Field(
         default="draw", description="One principle drawn for each pair of answers, as in Bai et al. 2022, or all in every question."
@@ -79,6 +82,14 @@ class AIJudgeConfig(StageConfig):
     price_out: float = operational(0.0, "Endpoint: price of a million answer tokens, in the same currency.", ge=0)
     max_cost: float = operational(0.0, "Endpoint: the most that a stage may spend on it, all its attempts together; 0 = no limit.", ge=0)
     micro_batch_tokens: int = operational(4096, "Policy: tokens of a forward pass.", ge=16)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_in(cls, values: Any) -> Any:
+        """The packaged principles become part of the settings: their words are what the judge goes by, and belong to the cache key."""
+        if isinstance(values, dict) and values.get("constitution") == "packaged" and not values.get("principles"):
+            return {**values, "principles": default_principles()}
+        return values
 
     @model_validator(mode="after")
     def _consistent(self) -> "AIJudgeConfig":

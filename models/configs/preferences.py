@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from models.callables import callable_digest
+from models.configs.ai_judge import AIJudgeConfig
 from models.configs.base import StageConfig
 from models.configs.sampling import SamplingConfig
 
@@ -54,9 +55,10 @@ class CandidatesConfig(WritingConfig):
 class JudgeConfig(StageConfig):
     """One judge of completions."""
 
-    kind: Literal["verifier", "callable", "reward_model", "people", "dataset"] = Field(
+    kind: Literal["verifier", "callable", "reward_model", "language_model", "people", "dataset"] = Field(
         default="verifier",
-        description="verifier: the prompt's own. callable: a Python function. reward_model: a trained one. people: who label candidates. "
+        description="verifier: the prompt's own. callable: a Python function. reward_model: a trained one. language_model: one that "
+        "compares answers, behind an endpoint or run here (ai). people: who label candidates (labelling of the flow). "
         "dataset: the labels that pairs and rankings of the data already have, which are then judged beside what is sampled.",
     )
     name: str = Field(default="", description="What it is called in judgements and in the log; empty = its kind.")
@@ -70,6 +72,7 @@ class JudgeConfig(StageConfig):
         default="",
         description="module:function taking (data.records.Prompt, completion text) and returning a number; for kind = callable.",
     )
+    ai: AIJudgeConfig = Field(default_factory=AIJudgeConfig, description="The judge of kind language_model.")
     micro_batch_tokens: int = Field(default=8192, ge=16, description="Tokens of a forward pass of a reward model.")
 
     @property

@@ -38,7 +38,7 @@ def test_the_flow_runs_in_the_order_of_its_paper(home: Path) -> None:
     flow, config = recipes.configure(recipes.load("constitutional-tiny"), ["methods=dpo"])
     flow(config)
     assert list(stages("constitutional")) == [
-        *("base_model", "curate", "revise", "sft", "ai_feedback", "reward_model", "dpo"),
+        *("base_model", "curate", "revise", "sft", "collect_preferences", "reward_model", "dpo"),
         *("evaluate[base]", "evaluate[sft]", "evaluate[dpo]", "comparison"),
     ]
     rows = [json.loads(line) for line in (artifact(home, "constitutional", "revise") / "revisions.jsonl").read_text().splitlines()]
