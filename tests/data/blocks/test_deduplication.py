@@ -215,7 +215,8 @@ def test_mixing_is_a_permutation_with_a_known_value():
 def test_word_hashes_are_the_same_when_their_bounded_memory_is_cleared(monkeypatch):
     words = [f"w{number}" for number in range(50)] + ["x" * 1000]
     before = hash_words(words)
-    monkeypatch.setattr("data.blocks.words._REMEMBERED_WORDS", 3)
+    monkeypatch.setattr(words_module, "_hashes", words_module._WordHashes())
+    monkeypatch.setattr(words_module, "_REMEMBERED_WORDS", 3)
     assert np.array_equal(hash_words([f"new{number}" for number in range(9)] + words)[9:], before)
     assert len(words_module._hashes) <= 3
     assert int(hash_words(["a"])[0]) == int.from_bytes(bytes.fromhex("40f89e395b66422f"), "little")  # printf a | b2sum -l 64

@@ -74,6 +74,14 @@ def test_a_set_of_one_text_keeps_one(count):
     assert decided(["the same text again and again"] * count).keep.tolist() == [True] + [False] * (count - 1)
 
 
+def test_a_large_set_of_nearly_one_text_keeps_little():
+    """Cosines of 0.999: without the dimension that all share, centring would leave their differences alone."""
+    generator = np.random.default_rng(0)
+    values = generator.normal(0, 0.0316 / 8, (20_000, 64))
+    values[:, 0] += 1
+    assert Semantic(SemanticSettings(clusters=1, dimensions=64)).decide(values.astype(np.float16), 0).keep.sum() < 20
+
+
 def test_texts_that_share_a_template_are_not_the_same():
     template = "Please read the following request with care and then answer it in your own words as well as you can: "
     texts_in_it = [template + " ".join(text.split()[:6]) for text in texts(4000)]
