@@ -141,8 +141,8 @@ class CurateConfig(BaseModel):
         default=0.1,
         ge=0,
         le=1,
-        description="Largest share of a source's rows that may be unusable before curation stops (duplicates do not count, nor does what "
-        "blocks reject).",
+        description="Largest share of a source's rows that may be unusable before curation stops (duplicates do not count; what "
+        "blocks reject is not unusable).",
     )
     blocks: list[BlockConfig] = Field(
         default_factory=list,

@@ -61,7 +61,7 @@ class SourceTally:
 
     def check(self, max_bad_share: float) -> None:
         """Raise ValueError, worst reasons first, where more than ``max_bad_share`` of the rows are bad."""
-        judged = self.read - sum(self.reasons[reason] for reason in HARMLESS_REASONS) - self.blocked.total()
+        judged = self.read - sum(self.reasons[reason] for reason in HARMLESS_REASONS)
         if self.bad <= max_bad_share * judged:
             return
         worst = [(reason, count) for reason, count in self.reasons.most_common() if reason not in HARMLESS_REASONS]
