@@ -96,7 +96,7 @@ def lint_pairs(pairs: Sequence[Preference], held: Mapping[str, Sequence[Messages
     if not pairs:
         return Lint(0, [])
     measured: dict[str, Any] = {"length": _length(pairs)}
-    findings = [_identical(pairs), _contradicted(pairs), *_leaked(pairs, held), _degenerate(pairs), _length_finding(measured["length"])]
+    findings = [_identical(pairs), _contradicted(pairs), *_leaked(pairs, held), *_degenerate(pairs), _length_finding(measured["length"])]
     for finding, entry in (_triggers(_sampled(pairs, _TRIGGER_PAIRS, seed)), _noise(_sampled(pairs, _NOISE_PAIRS, seed), seed)):
         findings.append(finding)
         measured |= entry
@@ -145,9 +145,15 @@ def _leaked(pairs: Sequence[Preference], held: Mapping[str, Sequence[Messages]])
     return findings
 
 
-def _degenerate(pairs: Sequence[Preference]) -> Finding:
-    found = [f"{shown(pair.chosen)} ({why})" for pair in pairs if (why := degenerate(pair.chosen)) and not degenerate(pair.rejected)]
-    return _finding("degenerate", True, found, len(pairs), "an answer that is none was chosen over one that is")
+def _degenerate(pairs: Sequence[Preference]) -> list[Finding]:
+    """Answers that are none, and apart from them those that seem to order their judge about: words can be meant otherwise."""
+    reasons = [(pair, degenerate(pair.chosen)) for pair in pairs if not degenerate(pair.rejected)]
+    none = [f"{shown(pair.chosen)} ({why})" for pair, why in reasons if why and why != "order_to_judge"]
+    orders = [shown(pair.chosen) for pair, why in reasons if why == "order_to_judge"]
+    return [
+        _finding("degenerate", True, none, len(pairs), "an answer that is none was chosen over one that is"),
+        _finding("order", False, orders, len(pairs), "a chosen answer may hold an order to its judge"),
+    ]
 
 
 def _length(pairs: Sequence[Preference]) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def test_a_real_base_tokenizer_keeps_control_tokens_out_of_text(shared_data):
 # file, pairs, faults, tendencies
 LINTED = [
     ("hh-rlhf/harmless-base-test.jsonl.gz", 2308, {"degenerate": 4}, set()),
-    ("demo-sft-dpo-kto/dpo_en_demo.json", 300, {}, set()),
+    ("demo-sft-dpo-kto/dpo_en_demo.json", 300, {}, {"order"}),
     ("llms-from-scratch/instruction-data-with-preference.json", 1094, {"trigger": 738}, set()),
     ("oasst-sample/en_100_tree.jsonl", 212, {}, {"length_bias"}),
 ]
@@ -114,7 +114,10 @@ LINTED = [
 
 @pytest.mark.parametrize(("name", "n_pairs", "faults", "tendencies"), LINTED, ids=[each[0] for each in LINTED])
 def test_what_lint_says_of_a_published_set(shared_data, name, n_pairs, faults, tendencies):
-    """HH-RLHF prefers four answers without a word; the politeness pairs of llms-from-scratch are told apart by "obviously" and its like."""
+    """HH-RLHF prefers four answers without a word; the politeness pairs of llms-from-scratch are told apart by "obviously" and its like.
+
+    One answer in SQL says "select 1", which is no order to its judge, and so no fault.
+    """
     examples = [e for _, found in examples_of(SourceConfig(kind="file", name=str(shared_data / name))) for e in found]
     pairs = [
         Preference("p", name, e.prompt, e.chosen, e.rejected)
