@@ -1,6 +1,7 @@
 """Gopher, C4 and FineWeb rules: each by a value worked out by hand, and the verdicts of datatrove's own filters on the same texts."""
 
 import json
+import time
 
 import pytest
 
@@ -105,6 +106,9 @@ def test_a_prompt_without_answer_is_kept():
 def test_sentences_by_hand():
     counted = {"Hi! 3.5 is it... ok": 3, 'He said "Go."': 1, "no end": 1, "": 0, "One. Two? Three!!! ": 3, "......x": 1, "e.g. this": 2}
     assert {line: sentences_in(line) for line in counted} == counted
+    began = time.process_time()
+    assert sentences_in("." * 20_000 + "x") == 1
+    assert time.process_time() - began < 0.2  # 4 * 10^8 steps where every dot began a search
 
 
 @pytest.mark.parametrize(

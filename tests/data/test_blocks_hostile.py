@@ -72,8 +72,11 @@ def blocks(tmp_path_factory):
 
 @pytest.mark.parametrize("unit", UNITS, ids=ascii)
 def test_work_grows_with_the_text_only(blocks, unit):
-    """A hundred thousand characters of one thing. Quadratic work on them is 10^10 steps: minutes. All blocks together have seconds."""
-    text = row(unit * (LENGTH // len(unit)))
+    """A hundred thousand characters of one thing, and another at the end, where patterns fail that hoped for more of it.
+
+    Quadratic work on them is 10^10 steps: minutes. Each block has seconds.
+    """
+    text = row(unit * (LENGTH // len(unit)) + "x")
     for block in blocks:
         began = time.process_time()
         answer = block(text)

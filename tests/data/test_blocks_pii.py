@@ -24,7 +24,7 @@ def row(prompt: str, completion: str) -> Row:
     ("text", "clean"),
     [
         ("Write to jane.doe+x@mail.example.co.uk.", "Write to <EMAIL>."),
-        ("<a@b.de>, (c_d@e-f.org)", "<<EMAIL>>, (<EMAIL>)"),
+        ("<a@b.de>, (c_d@e-f.org), 8.8.8.8@x.com", "<<EMAIL>>, (<EMAIL>), <EMAIL>"),
         ("Call +44 20 7946 0958 or (212) 555-0143, 212-555-0143.", "Call <PHONE> or <PHONE>, <PHONE>."),
         ("+1-212-555-0143; 1 212.555.0143; +33 1 23 45 67 89", "<PHONE>; <PHONE>; <PHONE>"),
         ("Server 8.8.8.8, and 2606:4700:4700::1111.", "Server <IP>, and <IP>."),
@@ -45,7 +45,7 @@ def test_what_is_found(text, clean):
         "user@localhost, @name, a@b, x@@y.com, [a-z]+@[a-z]+",
         "3 + 4 = 7, 355909190063 - 746 = 355909189317, 1 +12345678901",
         "Version 1.2.3.4.5, 256.1.1.1, 192.168.0.1, 127.0.0.1, ::1, fe80::1, 12:30:45, a::b",
-        "4111 1111 1111 1112, 1234567890123456",  # wrong check digit; no issuer begins with 1
+        "4111 1111 1111 1112, 6000 0000 0000 0007",  # a wrong check digit; a right one, but no issuer begins so
         "GB82 WEST 1234 5698 7654 33, DE8937040044053201300, XX89370400440532013000",
         "2024-01-15, 1999-2003, 12345, 555-1234, chapters 212-555",
         "ask-me-anything-you-want-to, sk-short, task-0123456789012345678901234",

@@ -199,6 +199,15 @@ def test_the_classifier_learns(tmp_path, fields):
     assert sum(isinstance(each, Rejected) and each.reason == "classified_bad" for each in rejected) >= 45
 
 
+def test_the_larger_class_does_not_win_by_its_size(tmp_path):
+    """Both classes have the same texts, one of them ten times: no text tells them apart, so each is good with probability 1/2."""
+    for name, times in (("good", 1), ("bad", 10)):
+        (tmp_path / f"{name}.txt").write_text("\n".join(sentences(1, 100) * times))
+    block = Classifier(ClassifierSettings(good=str(tmp_path / "good.txt"), bad=str(tmp_path / "bad.txt"), buckets_log2=10))
+    block.prepare(0, tmp_path)
+    assert np.mean([block.probability(text) for text in sentences(1, 100)]) == pytest.approx(0.5, abs=0.05)
+
+
 def test_the_classifiers_probability_is_that_of_the_trained_model(tmp_path):
     """Weights as fitted; features by hand: b a b has a once, b twice, "b a" and "a b" once, and its length is the root of 7."""
     block = Classifier(ClassifierSettings(**good_and_bad(tmp_path), buckets_log2=16))
@@ -275,6 +284,7 @@ def test_long_rows_are_sampled_evenly(tmp_path):
     rows = [row(" ".join(sentences(seed, 30))) for seed in range(20)] + [row(" ".join(scrambled(seed, 30))) for seed in range(20)]
     near, true = block.log_weights(block.describe(rows)), exact.log_weights(exact.describe(rows))
     assert np.corrcoef(near, true)[0, 1] > 0.8
+    assert 0.5 < np.abs(near).mean() / np.abs(true).mean() < 2  # 16 features stand for some 400
 
 
 @pytest.mark.parametrize(
