@@ -33,6 +33,8 @@ def look(page: Any, name: str) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     wide = "[...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1).map(e => e.className)"
     assert page.evaluate(wide) == []
+    cut = "[...document.querySelectorAll('.text')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
+    assert page.evaluate(cut) == 0
 
 
 def at(page: Any, path: str) -> None:
