@@ -174,12 +174,13 @@ def test_the_upper_bound_of_the_noise_holds_and_doubtful_pairs_are_the_wrong_one
 
 
 def test_labels_without_sense_bound_nothing():
-    """Coins: the bound is near one half, and says so honestly. Pairs of one prompt are in one fold: repeats teach nothing."""
+    """A coin a prompt: the bound is near one half, and says so. Pairs of one prompt are in one fold: what is learned of one is no use."""
     draws = random.Random(3)
     pairs = [pair(f"q{i // 4}", f"x{i // 4} {draws.choice(WORDS)}", f"y{i // 4} {draws.choice(WORDS)}") for i in range(400)]
-    coins = [p if draws.random() < 0.5 else pair(p.prompt[0].content, p.rejected, p.chosen) for p in pairs]
+    heads = [draws.random() < 0.5 for _ in range(100)]
+    coins = [p if heads[i // 4] else pair(p.prompt[0].content, p.rejected, p.chosen) for i, p in enumerate(pairs)]
     bound = estimate_noise(coins, 0).at_most
-    assert bound is not None and 0.4 < bound <= 0.62
+    assert bound is not None and 0.4 < bound <= 0.65
     assert estimate_noise(coins[:40], 0).at_most is None
 
 

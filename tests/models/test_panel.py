@@ -128,6 +128,33 @@ def test_prompts_are_shared_out_by_weight_and_seed(new_run: Callable):
     assert alone.judge == first[0], "whatever else is judged"
 
 
+def test_what_people_are_asked_is_what_falls_to_them(tmp_path: Path, run: Run):
+    """Wherever they stand in the list: both stages draw the same prompts."""
+    config = panel({"weight": 3.0}, {"kind": "people", "weight": 2.0}, combine="share")
+    rows = [row(f"r{i}", "1", "2") for i in range(60)]
+    evidence = Evidence(labels=labels(tmp_path / "labels", *(said(r, 0, 1) for r in rows)))
+    verdicts = judge_rows(config, rows, evidence, 5, run)
+    asked = {index for index, j in zip(verdicts.rows, verdicts.judgements, strict=True) if j.judge == "people"}
+    assert asked == {i for i, r in enumerate(rows) if is_drawn(r.id, config.candidates.asked_share, 5)} and 10 < len(asked) < 40
+
+
+def test_each_judge_has_a_seed_of_its_own(run: Run, monkeypatch: pytest.MonkeyPatch):
+    """Two that draw do not draw the same, and the same run asks the same again."""
+    seeds: dict[str, set[int]] = {}
+
+    def loaded(config: JudgeConfig, *_: Any) -> Any:
+        def judging(candidates: Any, *, seed: int, tick: Any) -> list[Judgement]:
+            seeds.setdefault(config.called, set()).add(seed)
+            return [said(c, 0, 1) for c in candidates]
+
+        return judging
+
+    monkeypatch.setattr("models.panel.load_judging", loaded)
+    config = panel({"name": "a"}, {"name": "b"}).model_copy(update={"chunk_prompts": 1})
+    judge_rows(config, [row("x", "1", "2"), row("y", "1", "2")], Evidence(), 0, run)
+    assert len(seeds["a"]) == len(seeds["b"]) == 1 and seeds["a"] != seeds["b"]
+
+
 def test_people_are_asked_about_their_share_alone():
     config = panel({"kind": "people", "weight": 1.0}, {"weight": 3.0}, combine="share").candidates
     assert config.asked_share == 0.25 and not config.labelled_sets

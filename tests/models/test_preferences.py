@@ -232,6 +232,10 @@ def test_several_writers_at_several_temperatures(
     first, second = ([r.completions for r in read_table(run.out / "rankings.parquet", Ranking)] for run in runs)
     assert [texts[:2] for texts in second] == first and all(len(texts) == 6 for texts in second)
     assert all(texts[2] == texts[3] for texts in second), "greedy twice is the same text"
+    twice = config.model_copy(update={"writers": [WriterConfig(temperatures=[1.0, 1.0])]})
+    collect(twice, policies={"sft": other}, data=tables, seed=0, run=new_run("twice"))
+    drawn = [r.completions for r in read_table(new_run("twice").out / "rankings.parquet", Ranking)]
+    assert [t[:2] for t in drawn] == first and all(t[:2] != t[2:] for t in drawn), "each draws by itself"
     assert meta["prompts"] == 6
     judged = read_table(runs[1].out / "judgements.parquet", Judgement)
     assert all(len(set(j.completions)) == len(j.completions) <= 5 for j in judged), "judges see a text once"
