@@ -201,9 +201,9 @@ def test_of_a_row_little_stays_in_memory(chat_folder, new_run, tmp_path, monkeyp
         tracemalloc.stop()
         return most
 
-    peak(64)  # what is imported and compiled once
-    few, many = peak(200), peak(1_200)
-    assert many - few < 1_000 * 400
+    peak(32)  # what is imported and compiled once
+    few, many = peak(100), peak(600)
+    assert many - few < 500 * 400
 
 
 # The configuration
