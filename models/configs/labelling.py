@@ -46,7 +46,7 @@ class LabellingConfig(StageConfig):
     )
     patience_h: float = operational(720.0, "Hours that a run waits for labels before it fails.", gt=0)
     address: str = operational("http://127.0.0.1:4300", "Where the labelling page will be; only shown, in Prefect.")
-    report: LabelReportConfig = Field(default_factory=LabelReportConfig, description="The report on how far people agree.")
+    report: LabelReportConfig = Field(default_factory=LabelReportConfig, description="How the agreement of people is reported.")
 
     def settings(self, seed: int) -> Settings:
         """How the items are shared out.
