@@ -115,8 +115,8 @@ def measures(judged: Sequence[Judged], resamples: int, seed: int) -> dict[str, A
     agreement: share of pairs on which judge and people say the same, ties included; nothing said is not the same. accuracy: of the pairs
     that both decide, the share decided alike. kappa: Cohen's, over first, tie, second, where the judge said anything. position_first:
     share of the single answers that prefer what is shown first, over both orders, so that 1/2 is without bias (its interval counts the two
-    answers to a pair as one, which is wide rather than narrow); consistent: share of pairs
-    on which the two orders agree. longer: share of the judge's decisions for the longer answer; human_longer: the same of people.
+    answers to a pair as one, which is wide rather than narrow). consistent: share of pairs on which the two orders agree. longer: share of
+    the judge's decisions for the longer answer; human_longer: the same of people.
     """
     answered = [row for row in judged if row.verdict is not None]
     both = [row for row in judged if row.verdict and row.label]
