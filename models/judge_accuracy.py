@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data.intervals import Interval, paired_bootstrap, wilson
+from data.intervals import Interval, wilson
 from data.judge_sets import JudgedPair, load_judge_set
 from models.configs.judge_accuracy import JudgeAccuracyConfig
 from models.judging.chunked import in_chunks
@@ -114,8 +114,9 @@ def measures(judged: Sequence[Judged], resamples: int, seed: int) -> dict[str, A
 
     agreement: share of pairs on which judge and people say the same, ties included; nothing said is not the same. accuracy: of the pairs
     that both decide, the share decided alike. kappa: Cohen's, over first, tie, second, where the judge said anything. position_first:
-    share of the single answers that prefer what is shown first, over both orders, so that 1/2 is without bias; consistent: share of pairs
-    on which the two orders agree. longer: share of the judge's decisions for the longer answer; human_longer: the same of people.
+    share of the single answers that prefer what is shown first, over both orders, so that 1/2 is without bias (its interval counts the two
+    answers to a pair as one, which is wide rather than narrow). consistent: share of pairs on which the two orders agree. longer: share of
+    the judge's decisions for the longer answer; human_longer: the same of people.
     """
     answered = [row for row in judged if row.verdict is not None]
     both = [row for row in judged if row.verdict and row.label]
@@ -129,7 +130,7 @@ def measures(judged: Sequence[Judged], resamples: int, seed: int) -> dict[str, A
         "agreement": _share([row.verdict == row.label for row in judged]),
         "accuracy": _share([row.verdict == row.label for row in both]),
         "kappa": _kappa_interval([(row.label, row.verdict) for row in answered if row.verdict is not None], resamples, seed),
-        "position_first": asdict(paired_bootstrap([sum(row) / len(row) for row in decided], seed=seed, n=resamples)) if decided else None,
+        "position_first": _mean_share([sum(row) / len(row) for row in decided]),
         "consistent": _share([row.shown == -(row.swapped or 0) for row in ordered]),
         "longer": _share([row.verdict == row.longer for row in judged if row.verdict and row.longer]),
         "human_longer": _share([row.label == row.longer for row in judged if row.label and row.longer]),
@@ -146,6 +147,14 @@ def by_subset(pairs: Sequence[JudgedPair], judged: Sequence[Judged]) -> dict[str
 
 def _share(values: Sequence[bool]) -> dict[str, float] | None:
     return asdict(wilson(sum(values), len(values))) if values else None
+
+
+def _mean_share(shares: Sequence[float]) -> dict[str, float] | None:
+    """Mean of shares, with the interval of so many single observations: the bootstrap has no width where all are the same."""
+    if not shares:
+        return None
+    interval = wilson(round(sum(shares)), len(shares))
+    return asdict(Interval(sum(shares) / len(shares), interval.low, interval.high))
 
 
 def kappa(pairs: Sequence[tuple[int, int]]) -> float:

@@ -54,6 +54,7 @@ def test_measures_by_hand():
     for name, interval in share.items():
         assert found[name]["mean"] == interval.mean and found[name]["low"] == pytest.approx(interval.low), name
     assert found["position_first"]["mean"] == pytest.approx((0.5 + 1 + 0.5) / 3)
+    assert found["position_first"]["low"] == pytest.approx(wilson(2, 3).low)
     assert found["kappa"]["mean"] == pytest.approx(kappa([(1, 1), (1, 0), (-1, 1), (0, 0), (-1, -1)]))
     assert found["kappa"]["low"] < found["kappa"]["mean"] < found["kappa"]["high"]
 
