@@ -11,7 +11,7 @@ answers, one core. Right answers, and texts a second on the long ones:
 """
 
 import importlib.util
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,10 @@ class Language:
         if unknown := set(settings.languages) - languages():
             raise ValueError(f"languages={sorted(unknown)} are not among those the model knows: {', '.join(sorted(languages()))}")
 
+    def label(self, row: Row) -> str:
+        """The language of a row, for the report."""
+        return identify(row.text)[0]
+
     def __call__(self, row: Row) -> Row | Rejected:
         settings = self.settings
         for text in texts_in(row, settings.scope):
@@ -88,6 +92,7 @@ def languages() -> frozenset[str]:
     return frozenset(label.removeprefix(_LABEL) for label in labels)
 
 
+@lru_cache(maxsize=8)  # a row's label is asked for right before the row is judged
 def _predicted(prose: str) -> tuple[str, float]:
     labels, probabilities = _model().predict(prose, k=1)
     return labels[0].removeprefix(_LABEL), min(float(probabilities[0]), 1.0)

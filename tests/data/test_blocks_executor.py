@@ -3,12 +3,14 @@
 import json
 import tracemalloc
 from collections import Counter
+from typing import get_args
 
 import pytest
 
 from data.blocks import executor
-from data.blocks.base import Row
+from data.blocks.base import Block, Row, Survey
 from data.blocks.executor import Step, run_blocks
+from data.blocks.registry import BLOCKS, BlockKind, load, place_of
 from data.blocks.rows import Numbered, RowStore, decode, encode
 from data.blocks.tally import SAMPLES
 from data.forms import Example
@@ -175,3 +177,14 @@ def test_memory_does_not_grow_with_the_rows(passed, monkeypatch):
 
     few, many = peak(2_000), peak(10_000)
     assert many - few < 20 * 8_000
+
+
+@pytest.mark.parametrize("kind", get_args(BlockKind))
+def test_every_kind_has_its_block_and_settings(kind: str):
+    texts = {"perplexity": ("text",), "classifier": ("good", "bad"), "dsir": ("target",)}
+    block, settings = load(place_of(kind), dict.fromkeys(texts.get(kind, ()), __file__))
+    assert block(settings).name == kind and isinstance(block(settings), Block | Survey)
+
+
+def test_no_block_is_without_a_kind():
+    assert set(BLOCKS) == set(get_args(BlockKind))
