@@ -11,6 +11,7 @@ import numpy as np
 
 from data.intervals import Interval, wilson
 from data.judge_sets import JudgedPair, load_judge_set
+from data.labelling.agreement import kappa, over_items
 from models.configs.judge_accuracy import JudgeAccuracyConfig
 from models.judging.chunked import in_chunks
 from models.judging.loading import load_ai_judge
@@ -157,37 +158,17 @@ def _mean_share(shares: Sequence[float]) -> dict[str, float] | None:
     return asdict(Interval(sum(shares) / len(shares), interval.low, interval.high))
 
 
-def kappa(pairs: Sequence[tuple[int, int]]) -> float:
-    """Cohen's kappa: (observed - expected agreement) / (1 - expected); 0 where chance alone explains everything.
-
-    By hand: (1, 1) four times, (-1, -1) four times, (1, -1) and (-1, 1) once each: observed .8, expected .5, kappa .6.
-
-    Source: Cohen 1960.
-    """
-    table = np.zeros((len(CLASSES), len(CLASSES)))
-    for one, other in pairs:
-        table[CLASSES.index(one), CLASSES.index(other)] += 1
-    return float(_kappas(table[None])[0])
-
-
-def _kappas(tables: np.ndarray) -> np.ndarray:
-    """Kappa of each confusion table, ``[n, classes, classes]``."""
-    share = tables / tables.sum((1, 2), keepdims=True)
-    expected = (share.sum(1) * share.sum(2)).sum(1)
-    observed = np.trace(share, axis1=1, axis2=2)
-    return np.divide(observed - expected, 1 - expected, out=np.zeros_like(observed), where=expected < 1 - 1e-12)
+def tables_of(pairs: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+    """Each pair of what people say and what the judge says as a table of one: row people, column judge, both in the order of CLASSES."""
+    size = len(CLASSES)
+    cells = (CLASSES.index(one) * size + CLASSES.index(other) for one, other in pairs)
+    return [np.eye(size * size)[cell].reshape(size, size) for cell in cells]
 
 
 def _kappa_interval(pairs: Sequence[tuple[int, int]], resamples: int, seed: int) -> dict[str, float] | None:
-    """Kappa with its percentile bootstrap interval: resampled pairs fall into the table's cells as a multinomial draw."""
-    if not pairs:
-        return None
-    size = len(CLASSES)
-    cells = [CLASSES.index(one) * size + CLASSES.index(other) for one, other in pairs]
-    share = np.bincount(cells, minlength=size * size) / len(cells)
-    draws = np.random.default_rng(seed).multinomial(len(cells), share, resamples).reshape(-1, size, size).astype(float)
-    low, high = np.quantile(_kappas(draws), [0.025, 0.975])
-    return asdict(Interval(kappa(pairs), float(low), float(high)))
+    """Cohen's kappa with its bootstrap interval over pairs; None where it has no value."""
+    found = over_items(tables_of(pairs), kappa, seed=seed, n=resamples)
+    return None if found is None else asdict(found)
 
 
 def human_agreement(votes: Sequence[tuple[int, ...]]) -> float | None:

@@ -3,30 +3,35 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data.intervals import wilson
+from data.labelling.agreement import kappa
 from models.configs.ai_judge import AIJudgeConfig
 from models.configs.base_model import ScratchConfig
 from models.configs.judge_accuracy import JudgeAccuracyConfig, JudgeSetConfig
-from models.judge_accuracy import Judged, drawn, human_agreement, kappa, measure, measures
+from models.judge_accuracy import Judged, drawn, human_agreement, measure, measures, tables_of
 from models.judging.local import LocalJudge
 from models.judging.verdicts import Answer
 from models.scratch import make_scratch
 
 
-def test_kappa_by_hand():
+def kappa_of(*pairs: tuple[int, int]) -> float:
+    return kappa(np.sum(tables_of(pairs), axis=0))
+
+
+def test_kappa_of_pairs_by_hand():
     """Observed .8, expected .5."""
-    assert kappa([(1, 1)] * 4 + [(-1, -1)] * 4 + [(1, -1), (-1, 1)]) == pytest.approx(0.6)
-    assert kappa([(1, 1), (0, 0), (-1, -1)]) == pytest.approx(1)
-    assert kappa([(1, 1)] * 5) == 0, "chance explains it"
-    assert kappa([(1, -1), (-1, 1)]) == pytest.approx(-1)
+    assert kappa_of(*[(1, 1)] * 4, *[(-1, -1)] * 4, (1, -1), (-1, 1)) == pytest.approx(0.6)
+    assert kappa_of((1, 1), (0, 0), (-1, -1)) == pytest.approx(1)
+    assert kappa_of((1, -1), (-1, 1)) == pytest.approx(-1)
 
 
 def test_kappa_is_that_of_scikit_learn():
     metrics = pytest.importorskip("sklearn.metrics")
     pairs = [(1, 1), (1, 0), (0, 0), (-1, 0), (-1, -1), (1, -1), (-1, -1)]
-    assert kappa(pairs) == pytest.approx(metrics.cohen_kappa_score(*zip(*pairs, strict=True)))
+    assert kappa_of(*pairs) == pytest.approx(metrics.cohen_kappa_score(*zip(*pairs, strict=True)))
 
 
 def test_agreement_of_people():
@@ -55,7 +60,7 @@ def test_measures_by_hand():
         assert found[name]["mean"] == interval.mean and found[name]["low"] == pytest.approx(interval.low), name
     assert found["position_first"]["mean"] == pytest.approx((0.5 + 1 + 0.5) / 3)
     assert found["position_first"]["low"] == pytest.approx(wilson(2, 3).low)
-    assert found["kappa"]["mean"] == pytest.approx(kappa([(1, 1), (1, 0), (-1, 1), (0, 0), (-1, -1)]))
+    assert found["kappa"]["mean"] == pytest.approx(kappa_of((1, 1), (1, 0), (-1, 1), (0, 0), (-1, -1)))
     assert found["kappa"]["low"] < found["kappa"]["mean"] < found["kappa"]["high"]
 
 
