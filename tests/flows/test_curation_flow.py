@@ -38,7 +38,8 @@ def test_the_report_is_in_mlflow_and_the_card_with_the_way_to_it_in_prefect(home
     client = MlflowClient(tracking.tracking_uri())
     experiment = client.get_experiment_by_name("posttrain")
     assert experiment is not None
-    runs = {run.data.tags["kind"] + run.data.tags.get("stage", ""): run for run in client.search_runs([experiment.experiment_id])}
+    newest_first = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"])
+    runs = {run.data.tags["kind"] + run.data.tags.get("stage", ""): run for run in reversed(newest_first)}  # other tests share the store
     in_stage = {file.path for file in client.list_artifacts(runs["stagecurate"].info.run_id)}
     assert {"report.html", "report.json", "card.md"} <= in_stage
     assert "curation.md" in {file.path for file in client.list_artifacts(runs["pipeline"].info.run_id)}
