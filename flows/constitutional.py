@@ -79,4 +79,4 @@ def constitutional(config: ConstitutionalConfig) -> Artifact:
             policies["dpo"] = dpo(config.dpo, policy, preferences, seed=seed)
         if config.methods != "dpo":
             policies["ppo"] = ppo(config.ppo, policy, revisions, reward, seed=seed)
-        return judge(config, policies, policy, data, reward)
+        return judge(config, policies, base, data, reward)
