@@ -9,6 +9,7 @@ from models.configs.base import StageConfig
 from models.configs.base_model import BaseModelConfig
 from models.configs.evaluation import ComparisonConfig, EvaluateConfig
 from tasks.comparison import comparison, publish
+from tasks.curate import publish as publish_card
 from tasks.evaluate import evaluate
 from tasks.store import Artifact
 
@@ -26,7 +27,7 @@ class FlowConfig(StageConfig):
 def judge(
     config: FlowConfig, policies: Mapping[str, Artifact], reference: Artifact, data: Artifact, reward: Artifact | None = None
 ) -> Artifact:
-    """Evaluate every policy, compare them and publish the table.
+    """Evaluate every policy, compare them, publish the table and the card of the data.
 
     Args:
         config: settings of the flow.
@@ -39,6 +40,7 @@ def judge(
         The artifact of the comparison.
     """
     seed = config.seed
+    publish_card(data)
     evaluations = {
         name: evaluate.named(name)(config.evaluate, candidate, reference, data, reward, seed=seed) for name, candidate in policies.items()
     }
