@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data.blocks.configs import BlockConfig
-from data.files import sha256_of
+from data.files import files_near, sha256_of
 
 Form = Literal["auto", "messages", "prompt_completion", "preference", "label", "alpaca", "hh", "ranked", "text"]
 VerifierName = Literal["none", "reasoning_gym", "math", "number", "exact"]
@@ -93,8 +93,7 @@ class SourceConfig(BaseModel):
         found = sorted(path.parent.glob(path.name)) if "*" in path.name else [path]
         files = [p for p in found if p.is_file()]
         if not files:
-            near = sorted(p.name for p in path.parent.glob("*") if p.is_file())[:8] if path.parent.is_dir() else []
-            raise FileNotFoundError(f"no data file {self.name!r}" + (f"; {path.parent} holds {', '.join(near)}" if near else ""))
+            raise FileNotFoundError(f"no data file {self.name!r}{files_near(path)}")
         return files
 
 

@@ -2,7 +2,6 @@
 
 import json
 import random
-import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,7 +13,7 @@ import numpy as np
 from data.degenerate import degenerate
 from data.intervals import wilson
 from data.label_noise import estimate_noise
-from data.records import Messages, Preference, Prompt, normalised_text
+from data.records import Messages, Preference, Prompt, folded, normalised_text
 from data.tables import read_table
 from data.triggers import find_triggers, grams
 
@@ -116,22 +115,17 @@ def _finding(check: str, is_fault: bool, found: Iterable[str], of: int, message:
     return Finding(check, is_fault, len(every), of, message, tuple(every[:_EXAMPLES]))
 
 
-def _same(text: str) -> str:
-    """A text as compared: compatibility forms, case and white space folded."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
 def _identical(pairs: Sequence[Preference]) -> Finding:
-    found = [f"{shown(pair.chosen)} to {shown(pair.prompt[-1].content)}" for pair in pairs if _same(pair.chosen) == _same(pair.rejected)]
+    found = [f"{shown(pair.chosen)} to {shown(pair.prompt[-1].content)}" for pair in pairs if folded(pair.chosen) == folded(pair.rejected)]
     return _finding("identical", True, found, len(pairs), "chosen and rejected are the same text but for case and white space")
 
 
 def _contradicted(pairs: Sequence[Preference]) -> Finding:
     winners: dict[Any, set[str]] = defaultdict(set)
     for pair in pairs:
-        answers = frozenset((_same(pair.chosen), _same(pair.rejected)))
+        answers = frozenset((folded(pair.chosen), folded(pair.rejected)))
         if len(answers) == 2:
-            winners[normalised_text(pair.prompt), answers].add(_same(pair.chosen))
+            winners[normalised_text(pair.prompt), answers].add(folded(pair.chosen))
     found = [f"{' and '.join(map(shown, sorted(both)))} to {shown(key[0])}" for key, both in winners.items() if len(both) == 2]
     return _finding("contradiction", True, found, len(winners), "the same two answers win and lose against each other")
 

@@ -132,10 +132,15 @@ def messages_from(rows: Iterable[Mapping[str, str]]) -> Messages:
     return tuple(Message(row["role"], row["content"]) for row in rows)
 
 
+def folded(text: str) -> str:
+    """A text as compared: compatibility forms, case and white space folded."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
 def normalised_text(messages: Sequence[Message]) -> str:
     """A prompt's text as compared between splits: compatibility forms folded, case and white space ignored, system messages left out."""
     turns = (f"{m.role}: {m.content}" for m in messages if m.role != "system")
-    return " ".join(unicodedata.normalize("NFKC", "\n".join(turns)).casefold().split())
+    return folded("\n".join(turns))
 
 
 def _is_messages(part: Any) -> bool:

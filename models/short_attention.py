@@ -10,6 +10,7 @@ Axes: ``N`` packed tokens, ``M`` those of some groups, ``K`` groups of a bucket,
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ class Bucket:
     real_M: Tensor  # slots that are not padded, counted through the bucket
     mask_KLL: Tensor  # True where a query (row) sees a key
 
-    @property
+    @cached_property  # every layer asks for it, forward and backward
     def token_M(self) -> Tensor:
         """Packed positions of the bucket's tokens, in the order of its slots."""
         return self.index_KL.flatten()[self.real_M]

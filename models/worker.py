@@ -29,6 +29,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from data.bugs import BUGS
 from models.run import EXIT_STOPPED, Run, Stopped, write_atomic
 from models.source import meaning_digest
 
@@ -43,7 +44,6 @@ _PR_SET_PDEATHSIG = 1
 
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE)
 _DISK_FULL = re.compile(r"No space left on device|Disk quota exceeded")
-_BUGS = (TypeError, AttributeError, LookupError, AssertionError, NameError, ArithmeticError, NotImplementedError)
 _USER_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, ImportError)
 
 
@@ -233,7 +233,7 @@ def classify(error: BaseException) -> int:
         return EXIT_OUT_OF_MEMORY
     if isinstance(error, _USER_ERRORS) or _DISK_FULL.search(str(error)):
         return EXIT_USER
-    return EXIT_BUG if isinstance(error, _BUGS) else EXIT_ERROR
+    return EXIT_BUG if isinstance(error, BUGS) else EXIT_ERROR
 
 
 def describe(error: BaseException, exit_code: int) -> dict[str, Any]:

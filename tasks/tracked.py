@@ -126,14 +126,14 @@ class PipelineRun:
             AddText(ref=self.ref, path=f"{key}.json", text=json.dumps(split, indent=1), table=True),
             AddText(ref=self.ref, path=f"{key}.md", text=markdown),
         )
-        _table_in_prefect(rows, markdown, key)
+        _show_in_prefect(markdown, key, rows)
 
     def page(self, markdown: str, key: str) -> None:
         """Show a text, in the MLflow run and in Prefect."""
         if self.session is None:
             return
         self.session.recorder.put(AddText(ref=self.ref, path=f"{key}.md", text=markdown))
-        _page_in_prefect(markdown, key)
+        _show_in_prefect(markdown, key)
 
     def end(self, status: Status) -> None:
         """End the run and the stages in it that have not said how they ended."""
@@ -257,25 +257,16 @@ def _link_from_prefect(run: PipelineRun, run_id: str) -> None:
         client.update_flow_run_labels(flow_run.id, {"mlflow.run_id": run_id})
 
 
-def _page_in_prefect(markdown: str, key: str) -> None:
-    if provenance.flow_run() is None:
-        return
-    from prefect.artifacts import create_markdown_artifact
-
-    try:
-        create_markdown_artifact(markdown=markdown, key=key.lower().replace("_", "-"))
-    except Exception as error:  # an artifact page is not worth a finished run
-        log.warning("The page %r is not shown in Prefect: %s", key, error)
-
-
-def _table_in_prefect(rows: list[dict[str, Any]], markdown: str, key: str) -> None:
+def _show_in_prefect(markdown: str, key: str, rows: list[dict[str, Any]] | None = None) -> None:
+    """A page of Markdown; where there are rows, a table of them too, of which the page is the text."""
     if provenance.flow_run() is None:
         return
     from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
     slug = key.lower().replace("_", "-")
     try:
-        create_table_artifact(table=rows, key=slug)
-        create_markdown_artifact(markdown=markdown, key=f"{slug}-text")
+        if rows is not None:
+            create_table_artifact(table=rows, key=slug)
+        create_markdown_artifact(markdown=markdown, key=slug if rows is None else f"{slug}-text")
     except Exception as error:  # an artifact page is not worth a finished run
-        log.warning("The table %r is not shown in Prefect: %s", key, error)
+        log.warning("%r is not shown in Prefect: %s", key, error)

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from data.blocks.registry import BlockKind, NamesFiles, load, place_of
+from data.blocks.registry import BlockKind, load, place_of
 
 
 class BlockConfig(BaseModel):
@@ -28,8 +28,7 @@ class BlockConfig(BaseModel):
 
     def paths(self) -> list[Path]:
         """Local files that the settings name. Raises FileNotFoundError where one is missing."""
-        settings = load(place_of(self.kind), self.settings)[1]
-        found = settings.paths() if isinstance(settings, NamesFiles) else []
+        found = load(place_of(self.kind), self.settings)[1].paths()
         for path in found:
             if not path.is_file():
                 raise FileNotFoundError(f"no file {str(path)!r}, which the settings of the block {self.kind} name")

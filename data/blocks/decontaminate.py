@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from data.blocks.base import Rejected, Row
+from data.blocks.settings import BlockSettings
 from data.blocks.words import hash_words, ngram_hashes, run_hashes, words_of
 from data.configs import SourceConfig
 from data.sources import read_rows
@@ -21,10 +22,8 @@ _TEXTS_AT_ONCE = 1024
 _LINES = {".txt", ".md"}
 
 
-class EvaluationFile(BaseModel):
+class EvaluationFile(BlockSettings):
     """Evaluation texts in a local file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str = Field(min_length=1, description="Path of a txt or md (a text a line), json, jsonl, csv or parquet file; * matches.")
     columns: list[str] = Field(default_factory=list, description="Columns whose texts are compared, nested ones too. Empty: all columns.")
@@ -59,10 +58,8 @@ class EvaluationFile(BaseModel):
             raise ValueError(f"block decontaminate: {path} has none of the columns {self.columns}; set columns to those that hold texts")
 
 
-class DecontaminateSettings(BaseModel):
+class DecontaminateSettings(BlockSettings):
     """What counts as contaminated."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     files: list[EvaluationFile] = Field(default_factory=list, description="Evaluation texts beside those of the recipe.")
     ngram_words: int = Field(default=13, ge=2, le=50, description="Length of a shared n-gram, in words. GPT-3 used 13.")

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from typing import Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from data.blocks.base import Decision, Row
 from data.blocks.equal import Clusters, chunks, first_equals, release
+from data.blocks.settings import BlockSettings
 from data.blocks.words import PART, Part, mixed, ngram_hashes, part_of, words_of
 
 _GRAMS_AT_ONCE = 1 << 14  # hashed within the processor's cache
@@ -22,10 +23,8 @@ _EMPTY = np.uint32(0xFFFFFFFF)
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 
 
-class MinHashSettings(BaseModel):
+class MinHashSettings(BlockSettings):
     """When two rows are near-duplicates: the Jaccard similarity of their sets of word n-grams is at least ``threshold``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     part: Part = Field(default="all", description=PART)
     threshold: float = Field(default=0.7, gt=0, lt=1, description="Jaccard similarity from which rows are near-duplicates, 0 to 1.")

@@ -1,15 +1,16 @@
 """The blocks of curation by kind. A new block is one line here, and one word in ``BlockKind``.
 
-A block's module has beside its class the class's settings, a frozen pydantic model of the class's name with ``Settings`` after it. What
+A block's module has beside its class the class's settings, ``BlockSettings`` of the class's name with ``Settings`` after it. What
 settings may have besides fields, and a block besides its call (or ``describe`` and ``decide``), is listed in ``data.blocks.executor``.
 """
 
 import importlib
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
+
+from data.blocks.settings import BlockSettings
 
 BlockKind = Literal[
     "unicode",
@@ -55,15 +56,6 @@ BLOCKS: dict[str, str] = {
 }
 
 
-@runtime_checkable
-class NamesFiles(Protocol):
-    """Settings that name local files: the files' bytes are part of what the block does."""
-
-    def paths(self) -> list[Path]:
-        """The files."""
-        ...
-
-
 def place_of(kind: str) -> str:
     """Where the block of a kind is, as module:class. Raises ValueError where there is none."""
     if kind not in BLOCKS:
@@ -71,7 +63,7 @@ def place_of(kind: str) -> str:
     return BLOCKS[kind]
 
 
-def load(place: str, settings: Mapping[str, Any]) -> tuple[Any, BaseModel]:
+def load(place: str, settings: Mapping[str, Any]) -> tuple[Any, BlockSettings]:
     """The class at module:class and its settings, defaults filled in.
 
     Raises:
@@ -79,7 +71,7 @@ def load(place: str, settings: Mapping[str, Any]) -> tuple[Any, BaseModel]:
     """
     module, _, name = place.partition(":")
     loaded = importlib.import_module(module)
-    model: type[BaseModel] = getattr(loaded, f"{name}Settings")
+    model: type[BlockSettings] = getattr(loaded, f"{name}Settings")
     try:
         return getattr(loaded, name), model.model_validate(dict(settings))
     except ValidationError as error:

@@ -8,10 +8,11 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from data.blocks.base import Decision, Row
 from data.blocks.equal import chunks, release
+from data.blocks.settings import BlockSettings
 from data.blocks.words import PART, Part, ngram_hashes, part_of, words_of
 
 if TYPE_CHECKING:
@@ -23,10 +24,8 @@ _FEW_ROWS = 1000
 _COMMON = 0.1  # length of the shared dimension, beside embeddings of length 1
 
 
-class SemanticSettings(BaseModel):
+class SemanticSettings(BlockSettings):
     """When two rows mean the same."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     part: Part = Field(default="all", description=PART)
     threshold: float = Field(default=0.8, gt=0, le=1, description="Cosine of two embeddings from which the later row goes, 0 to 1.")

@@ -5,6 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from data.files import files_near
+
 Scope = Literal["document", "answers", "imitated"]
 SCOPE = (
     "What of a row is judged. document: all turns and answers as one text; answers: every answer by itself; imitated: only the answer to "
@@ -26,6 +28,5 @@ def existing_file(name: str, field: str) -> Path:
     """The file a setting names. Raises FileNotFoundError with the field and the files that are near."""
     path = Path(name).expanduser()
     if not path.is_file():
-        near = sorted(p.name for p in path.parent.glob("*") if p.is_file())[:8] if path.parent.is_dir() else []
-        raise FileNotFoundError(f"{field}={name!r} is no file" + (f"; {path.parent} holds {', '.join(near)}" if near else ""))
+        raise FileNotFoundError(f"{field}={name!r} is no file{files_near(path)}")
     return path

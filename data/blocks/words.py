@@ -10,9 +10,10 @@ from hashlib import blake2b
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from data.blocks.base import Row
+from data.blocks.settings import BlockSettings
 
 Part = Literal["all", "prompt", "answers"]
 PART = "What of a row is compared: all that is said, its prompt alone, or its answers alone. System messages never are."
@@ -28,10 +29,8 @@ _REMEMBERED_WORDS = 1 << 17
 _REMEMBERED_CHARACTERS = 64  # of one word: a hostile text must not fill the memory
 
 
-class ComparisonSettings(BaseModel):
+class ComparisonSettings(BlockSettings):
     """When two texts count as the same text."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     part: Part = Field(default="all", description=PART)
     ignore_case: bool = Field(default=True, description="Take upper and lower case for the same (Unicode case folding).")

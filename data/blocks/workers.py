@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
+from data.bugs import BUGS
+
 _PROGRAM = "data.blocks.worker"
 _QUEUED = 2  # tasks given to a process at a time: the next one waits for it, not it for the next one
 _LOOK_EVERY_S = 5.0
@@ -23,12 +25,7 @@ _ENVIRONMENT = {
 }
 # What a block may raise is raised again here: the user's mistakes must stay told from ours, and from faults that pass.
 _RAISED: dict[str, type[Exception]] = {
-    kind.__name__: kind
-    for kinds in (
-        (ValueError, FileNotFoundError, PermissionError, OSError, ImportError, MemoryError),
-        (TypeError, AttributeError, LookupError, AssertionError, NameError, ArithmeticError, NotImplementedError),
-    )
-    for kind in kinds
+    kind.__name__: kind for kind in (ValueError, FileNotFoundError, PermissionError, OSError, ImportError, MemoryError, *BUGS)
 }
 
 

@@ -6,16 +6,12 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from data.blocks.base import Decision, Rejected, edited
+from data.blocks.settings import BlockSettings
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class UpperSettings(Strict):
+class UpperSettings(BlockSettings):
     only: str = ""
 
 
@@ -34,7 +30,7 @@ class Upper:
         return edited(row, str.upper) if self.settings.only in row.text else row
 
 
-class ShortSettings(Strict):
+class ShortSettings(BlockSettings):
     least: int = 10
 
 
@@ -51,7 +47,7 @@ class Short:
         return row if n >= self.settings.least else Rejected(row, "short", f"{n} characters, the least is {self.settings.least}")
 
 
-class FirstSettings(Strict):
+class FirstSettings(BlockSettings):
     pass
 
 
@@ -78,7 +74,7 @@ class First:
         return Decision(keep, "repeated", details)
 
 
-class LuckSettings(Strict):
+class LuckSettings(BlockSettings):
     share: float = 0.5
 
 
@@ -98,7 +94,7 @@ class Luck:
         return Decision(np.random.default_rng(seed).random(len(values)) < self.settings.share, "unlucky", {})
 
 
-class WordsSettings(Strict):
+class WordsSettings(BlockSettings):
     file: str
 
     def paths(self):
@@ -124,7 +120,7 @@ class Words:
         return row if found is None else Rejected(row, "word", found)
 
 
-class SeenSettings(Strict):
+class SeenSettings(BlockSettings):
     pass
 
 
@@ -147,7 +143,7 @@ class Seen:
         return row if found is None else Rejected(row, "evaluated", found)
 
 
-class FatalSettings(Strict):
+class FatalSettings(BlockSettings):
     line: int
     how: str = "kill"
 
