@@ -70,6 +70,8 @@ class Ranker {
     for (const [at] of this.letters.entries()) {
       document.getElementById(`answer-${at}`).addEventListener("click", () => { this.chosen = at; this.draw(); });
     }
+    // A drag is no scroll: after one, the browser would take a quick tap for the end of its own fling, and swallow it.
+    root.addEventListener("touchmove", (event) => { if (this.drag) event.preventDefault(); }, { passive: false });
     root.addEventListener("pointermove", (event) => this.onMove(event));
     root.addEventListener("pointerup", (event) => this.onDrop(event));
     root.addEventListener("pointercancel", () => this.endDrag());
