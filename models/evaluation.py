@@ -4,7 +4,7 @@ Axes: ``C`` completions.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,21 @@ from models.seeds import derive_seed
 
 
 def evaluate(
-    config: EvaluateConfig, *, policy: Path, reference: Path, data: Path, seed: int, run: Run, reward: Path | None = None
+    config: EvaluateConfig,
+    *,
+    policy: Path,
+    reference: Path,
+    data: Path,
+    seed: int,
+    run: Run,
+    reward: Path | None = None,
+    held_out_reward: Path | None = None,
 ) -> dict[str, Any]:
     """Answer every held-out prompt, score the answers, write one JSON row a prompt to ``evaluation.json``.
 
     KL to the reference is the mean over sampled completions of log pi(y|x) - log pi_ref(y|x), nats, exact in expectation at temperature 1.
-    Prompts and sampling noise are the same for every policy of a seed.
+    Prompts and sampling noise are the same for every policy of a seed. ``held_out_reward`` is a reward model that no policy was trained
+    on: what it says of the answers stands beside what ``reward`` says.
 
     Raises:
         ValueError: the judge is the reward model and there is none, or it is the verifier and a prompt names none.
@@ -42,7 +51,7 @@ def evaluate(
     prompts = prompts[: config.prompts] if config.prompts else prompts
     evaluator = Evaluator(config, policy, seed, run)
     answered = map_chunks(run, "answers", prompts, config.chunk_prompts, evaluator.answer)
-    rows = evaluator.measure(answered, reference, reward)
+    rows = evaluator.measure(answered, reference, {"reward": reward, "held_out_reward": held_out_reward})
     summary = summarise(rows)
     (run.out / "evaluation.json").write_text(json.dumps({"summary": summary, "rows": rows}), encoding="utf-8")
     run.report(summary, 0)
@@ -67,7 +76,7 @@ class Evaluator:
         )
         rows = []
         for i, prompt in enumerate(prompts):
-            row = {"id": prompt.id, "prompt": ids[i], "sampled": [self._judged(prompt, c) for c in sampled[i]]}
+            row = {"id": prompt.id, "prompt": ids[i], **task_of(prompt), "sampled": [self._judged(prompt, c) for c in sampled[i]]}
             if greedy is not None:
                 row["greedy"] = self._judged(prompt, greedy[i][0])
             rows.append(row)
@@ -85,31 +94,46 @@ class Evaluator:
         verdict = verify(prompt, text)
         return answer | {"score": verdict.score, "correct": verdict.correct, "failed": verdict.error is not None}
 
-    def measure(self, rows: list[dict[str, Any]], reference: Path, reward: Path | None) -> list[dict[str, Any]]:
-        """Add reward and KL to the answers; drop the token ids."""
+    def measure(self, rows: list[dict[str, Any]], reference: Path, rewards: Mapping[str, Path | None]) -> list[dict[str, Any]]:
+        """Add log-probability, KL and what the reward models say to the answers; drop the token ids."""
         groups = [Group(row["prompt"], [c["tokens"] for c in row["sampled"]]) for row in rows]
         tokens = self.config.micro_batch_tokens
         logps = iter(sequence_logps(self.model, groups, tokens).tolist())
         del self.model
         ref_logps = iter(sequence_logps(load_policy(reference, self.run.device), groups, tokens).tolist())
         for answer in (c for row in rows for c in row["sampled"]):
-            answer["kl_nats"] = next(logps) - next(ref_logps)
-        if reward is not None:
-            self._add_rewards(rows, reward)
+            answer["logp_nats"] = next(logps)
+            answer["kl_nats"] = answer["logp_nats"] - next(ref_logps)
+        for name, folder in rewards.items():
+            if folder is not None:
+                self._add_rewards(rows, name, folder)
         return [self._readable(row) for row in rows]
 
-    def _add_rewards(self, rows: list[dict[str, Any]], reward: Path) -> None:
+    def _add_rewards(self, rows: list[dict[str, Any]], name: str, reward: Path) -> None:
         answers = [row["sampled"] + ([row["greedy"]] if "greedy" in row else []) for row in rows]
         groups = [Group(row["prompt"], [c["tokens"] for c in own]) for row, own in zip(rows, answers, strict=True)]
         scores = score_groups(load_reward(reward, self.run.device), groups, self.config.micro_batch_tokens)
         for answer, score in zip((c for own in answers for c in own), (s for row in scores for s in row), strict=True):
-            answer["reward"] = score
-            if self.config.judge == "reward_model":
+            answer[name] = score
+            if name == "reward" and self.config.judge == "reward_model":
                 answer["score"] = score
 
     def _readable(self, row: dict[str, Any]) -> dict[str, Any]:
         readable = row | {"prompt": self.tokenizer.decode(row["prompt"]), "sampled": [without_tokens(c) for c in row["sampled"]]}
         return readable | ({"greedy": without_tokens(row["greedy"])} if "greedy" in row else {})
+
+
+def task_of(prompt: Prompt) -> dict[str, str]:
+    """Task and difficulty of a prompt, where its metadata says them.
+
+    reasoning_gym names by ``difficulty`` the quantities that make an entry hard; what counts are the entry's own: ``num_terms=3``.
+    """
+    entry = prompt.metadata.get("metadata")
+    known = prompt.metadata | (entry if isinstance(entry, dict) else {})
+    difficulty = known.get("difficulty", "")
+    if isinstance(difficulty, dict):
+        difficulty = ", ".join(f"{name}={known[name]}" for name in sorted(difficulty) if isinstance(known.get(name), str | int | float))
+    return {name: str(value) for name, value in (("task", known.get("task", "")), ("difficulty", difficulty)) if value != ""}
 
 
 def without_tokens(answer: dict[str, Any]) -> dict[str, Any]:
@@ -126,6 +150,7 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, float]:
         "eval/accuracy_greedy": (greedy, "correct"),
         "eval/score": (sampled, "score"),
         "eval/reward": (sampled, "reward"),
+        "eval/held_out_reward": (sampled, "held_out_reward"),
         "eval/kl_nats": (sampled, "kl_nats"),
         "eval/completion_tokens": (sampled, "n_tokens"),
         "eval/finished": (sampled, "finished"),

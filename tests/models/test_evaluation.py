@@ -13,7 +13,7 @@ from data.tables import read_table
 from data.templates import load_tokenizer, render_prompt
 from models.configs.evaluation import EvaluateConfig
 from models.configs.sampling import SamplingConfig
-from models.evaluation import evaluate, summarise
+from models.evaluation import evaluate, summarise, task_of
 from models.generation import generate
 from models.heads import load_scalar
 from models.loading import load_policy
@@ -134,3 +134,20 @@ def test_the_kl_estimate_is_right_on_average(bandit: Path, tmp_path: Path, new_r
     exact = float((own.exp() * (own - ref)).sum())
     assert exact > 0.02
     assert float(estimates.mean()) == pytest.approx(exact, abs=4 * float(estimates.std()) / 2000**0.5)
+
+
+def test_log_probabilities_and_a_held_out_reward_model(evaluated: Callable, base: Path, other: Path, reward_folder: Path):
+    """The held-out reward model here is the same as the other, so that both say the same."""
+    rows = evaluated("both", other, base, reward=reward_folder, held_out_reward=reward_folder)["rows"]
+    answers = [answer for row in rows for answer in row["sampled"]]
+    assert all(answer["held_out_reward"] == answer["reward"] for answer in answers)
+    again = evaluated("itself", base, base)["rows"]
+    assert all(answer["logp_nats"] < 0 and "held_out_reward" not in answer for row in again for answer in row["sampled"])
+
+
+def test_task_and_difficulty_of_a_prompt():
+    entry = {"num_terms": 3, "num_digits": 1, "expression": "1 + 2", "difficulty": {"num_terms": [2, 6], "num_digits": [1, 4], "gone": 1}}
+    prompt = Prompt("a", "s", (), metadata={"task": "chain_sum", "metadata": entry})
+    assert task_of(prompt) == {"task": "chain_sum", "difficulty": "num_digits=1, num_terms=3"}
+    assert task_of(Prompt("a", "s", (), metadata={"difficulty": "hard"})) == {"difficulty": "hard"}
+    assert task_of(Prompt("a", "s", ())) == {}

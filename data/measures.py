@@ -1,0 +1,92 @@
+"""What a suite of evaluation found of one policy: quantities with intervals, and their values item by item, so that policies can be paired.
+
+    suite.json    {"suite": name, "kind": kind, "measures": [{name, mean, low, high, better, values}, ...], "items": [...], "notes": [...]}
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from data.intervals import Interval, paired_bootstrap, wilson
+
+Better = Literal["higher", "lower", "neither"]
+FILE = "suite.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One quantity of one policy, with its 95 % interval.
+
+    ``name``: without the suite, the same for every policy, such as ``accuracy`` or ``accuracy/task=chain_sum``.
+    ``values``: by item id, what the mean is over; empty for a quantity that is no mean over items, which cannot be paired.
+    ``better``: which direction is an improvement.
+    """
+
+    name: str
+    mean: float
+    low: float
+    high: float
+    better: Better = "higher"
+    values: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """All quantities of one suite for one policy. ``items``: rows for people; ``notes``: what to know when reading the numbers."""
+
+    suite: str
+    kind: str
+    measures: Sequence[Measure]
+    items: Sequence[Mapping[str, Any]] = ()
+    notes: Sequence[str] = ()
+
+
+def rate(name: str, values: Mapping[str, float], better: Better = "higher") -> Measure:
+    """A share of items, each 0 or 1, with Wilson's interval. Raises ValueError for another value, or no item."""
+    other = next(((item, value) for item, value in values.items() if value not in (0, 1)), None)
+    if other:
+        raise ValueError(f"{name} is a share, and item {other[0]} has {other[1]}: values must be 0 or 1; use mean for others")
+    interval = wilson(int(sum(values.values())), len(values))
+    return Measure(name, interval.mean, interval.low, interval.high, better, dict(values))
+
+
+def mean(name: str, values: Mapping[str, float], *, seed: int, resamples: int, better: Better = "higher") -> Measure:
+    """A mean over items with its bootstrap interval. Raises ValueError for no item or a value that is not finite."""
+    interval = paired_bootstrap(list(values.values()), seed=seed, n=resamples)
+    return Measure(name, interval.mean, interval.low, interval.high, better, dict(values))
+
+
+def gain(own: Measure, baseline: Measure, *, seed: int, resamples: int) -> Interval | None:
+    """Own minus baseline over the same items, by paired bootstrap; None where the quantity is no mean over items.
+
+    Raises:
+        ValueError: the two were measured on different items.
+    """
+    if not own.values or not baseline.values:
+        return None
+    if own.values.keys() != baseline.values.keys():
+        raise ValueError(f"{own.name} was measured on different items ({len(own.values)} and {len(baseline.values)}): use the same data")
+    pairs = [(value, baseline.values[item]) for item, value in own.values.items()]
+    return paired_bootstrap([a for a, _ in pairs], [b for _, b in pairs], seed=seed, n=resamples)
+
+
+def metrics_of(suite: Suite) -> dict[str, float]:
+    """What a stage reports of a suite: ``suite/<name of the measure>`` and the ends of its interval, without what is not finite."""
+    named = {}
+    for one in suite.measures:
+        named |= {f"suite/{one.name}": one.mean, f"suite/{one.name}_low": one.low, f"suite/{one.name}_high": one.high}
+    return {name: value for name, value in named.items() if math.isfinite(value)}
+
+
+def write_suite(folder: Path, suite: Suite) -> None:
+    """Write ``suite.json``."""
+    (folder / FILE).write_text(json.dumps(asdict(suite), ensure_ascii=False), encoding="utf-8")
+
+
+def read_suite(folder: Path) -> Suite:
+    """The suite as ``write_suite`` wrote it."""
+    content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    return Suite(**(content | {"measures": [Measure(**measure) for measure in content["measures"]]}))

@@ -1,0 +1,38 @@
+"""Quantities of suites, by hand."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from data.intervals import wilson
+from data.measures import Measure, Suite, gain, mean, metrics_of, rate, read_suite, write_suite
+
+
+def test_a_rate_has_wilsons_interval_and_takes_nothing_else():
+    found = rate("accuracy", {"a": 1.0, "b": 0.0, "c": 1.0})
+    expected = wilson(2, 3)
+    assert (found.mean, found.low, found.high) == (expected.mean, expected.low, expected.high)
+    with pytest.raises(ValueError, match=r"item b has 0\.5"):
+        rate("accuracy", {"a": 1.0, "b": 0.5})
+
+
+def test_a_gain_is_paired_by_item_whatever_the_order():
+    """Every item gains exactly 1, so the interval has no width; unpaired it would be wide."""
+    own = mean("score", {"a": 1.0, "b": 11.0, "c": 21.0}, seed=0, resamples=200)
+    before = mean("score", {"c": 20.0, "a": 0.0, "b": 10.0}, seed=0, resamples=200)
+    found = gain(own, before, seed=0, resamples=200)
+    assert found is not None and (found.mean, found.low, found.high) == (1.0, 1.0, 1.0)
+    assert own.high - own.low > 5
+    with pytest.raises(ValueError, match="same data"):
+        gain(own, mean("score", {"a": 0.0}, seed=0, resamples=100), seed=0, resamples=100)
+    assert gain(own, Measure("score", 1.0, 0.0, 2.0), seed=0, resamples=100) is None
+
+
+def test_a_suite_comes_back_as_it_was_written(tmp_path: Path):
+    measures = [rate("accuracy", {"a": 1.0}), Measure("perplexity", math.inf, 1.0, 2.0, "lower")]
+    suite = Suite("x", "verifiable", measures, [{"id": "a"}], ["n"])
+    write_suite(tmp_path, suite)
+    assert read_suite(tmp_path) == suite
+    named = {name.removeprefix("suite/") for name in metrics_of(suite)}
+    assert named == {"accuracy", "accuracy_low", "accuracy_high", "perplexity_low", "perplexity_high"}
