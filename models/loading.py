@@ -8,6 +8,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from models.attention import NAME as ATTENTION
+from models.lean_layers import keep_less
 from models.lora import WithoutAdapters, has_adapters, merge_adapters
 
 TOKENIZER_FILES = (
@@ -39,6 +40,7 @@ def load_backbone(folder: Path, device: torch.device | str = "cpu", trainable: b
 
 def _ready(model: PreTrainedModel, device: torch.device | str, trainable: bool) -> PreTrainedModel:
     model.requires_grad_(trainable)
+    keep_less(model)
     nn.Module.to(model.eval(), device)
     return model
 

@@ -244,13 +244,12 @@ def _kept(shape: ModelShape, config: BaseModel, lengths: Lengths) -> int:
 def _activations(shape: ModelShape, tokens: int, sequence_tokens: int) -> int:
     """Saved for the backward pass, by token and layer.
 
-    Six widths (two norms before and after scaling, the queries, the outputs; in float32 two more, which half precision keeps as float32
-    copies before the norms), keys and values, the four of the feed-forward layer, and the scores of sequences short enough to have them.
+    Six widths (what goes into two norms and comes out of them, the queries, the outputs), keys and values, the three of the feed-forward
+    layer, and the scores of sequences short enough to have them.
     """
-    widths = 6 * shape.hidden + 2 * shape.kv_width + 4 * shape.intermediate
+    widths = 6 * shape.hidden + 2 * shape.kv_width + 3 * shape.intermediate
     scores = shape.heads * min(sequence_tokens, SHORT_TOKENS)  # where the longest has none, shorter ones may
-    per_layer = widths * shape.weight_bytes + 2 * shape.hidden * 4 + scores * shape.weight_bytes
-    return tokens * shape.layers * per_layer
+    return tokens * shape.layers * (widths + scores) * shape.weight_bytes
 
 
 def _sequence_tokens(config: BaseModel, lengths: Lengths) -> int:

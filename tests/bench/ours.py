@@ -30,7 +30,8 @@ from tests.bench.gate import Gate
 from tests.bench.work import SEED, WORKS, Work, Writer
 
 NEVER = CheckpointConfig(every_s=0, every_updates=0)
-PASS_TOKENS = 1280  # of the methods that sample: as much as the peer's passes of 8 completions hold
+PASS_TOKENS = 1280  # of PPO: as much as the peer's passes of 8 completions hold
+GROUP_PASS_TOKENS = 700  # of GRPO: the same 8 completions, a group, with their prompt once
 OPTIM = OptimConfig(learning_rate=1e-6, schedule="constant", warmup_share=0)
 
 
@@ -121,7 +122,7 @@ def _grpo(work: Work, writer: Writer, model: Path, run: GatedRun) -> None:
         sampling=SamplingConfig(max_tokens=work.max_tokens),
         optim=OPTIM,
         checkpoint=NEVER,
-        micro_batch_tokens=PASS_TOKENS,
+        micro_batch_tokens=GROUP_PASS_TOKENS,
     )
     run.gate.settings = config.model_dump(mode="json")
     grpo.train(config, policy=model, data=run.checkpoints, reward=None, seed=SEED, run=run)
