@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from models.cgroups import memory_headroom
 from models.configs.base_model import BaseModelConfig
+from models.configs.checkpointing import CheckpointConfig
 from models.configs.dpo import DPOConfig
 from models.configs.grpo import GRPOConfig
 from models.configs.guidance import GuidedEvaluationConfig, TokenRewardConfig
@@ -108,15 +109,19 @@ def memory_of_models(parameters: int, trained: int, frozen: int, each: BytesPerP
     )
 
 
+def stored_bytes(folder: Path) -> int:
+    """Size of the weights of a saved model, without those of its snapshots."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
 def shape_of(folder: Path) -> ModelShape:
     """The shape of a saved model, from its config.json and the size of its weights."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     width = 2 if config.get("dtype", config.get("torch_dtype")) in ("bfloat16", "float16") else 4
     heads = config["num_attention_heads"]
     head_width = config.get("head_dim") or config["hidden_size"] // heads
-    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return ModelShape(
-        stored // width,
+        stored_bytes(folder) // width,
         config["num_hidden_layers"],
         config["hidden_size"],
         config["intermediate_size"],
@@ -182,6 +187,12 @@ def estimate(stage: str, config: BaseModel, shape: ModelShape, lengths: Lengths 
         activations=max(max(1, trained) * activations + _head(shape, config, trained), rounded_gradients),
         kv_cache=_cache(shape, config, lengths.prompt_tokens),
     )
+
+
+def snapshot_bytes(config: BaseModel, weight_bytes: int) -> int:
+    """Disk that the snapshots of a policy take in its artifact: its weights, so many times. 0 for stages that keep none."""
+    checkpoint = getattr(config, "checkpoint", None)
+    return checkpoint.snapshots * weight_bytes if isinstance(checkpoint, CheckpointConfig) else 0
 
 
 # (models trained, models frozen) that a stage holds at once, by the class of its configuration.

@@ -29,7 +29,7 @@ class PolicyGradientConfig(StageConfig):
     )
     micro_batch_tokens: int = Field(default=4096, ge=16, description="Tokens of a forward and backward pass.")
     lora: LoraSettings = Field(default_factory=LoraSettings, description="Low-rank adapters instead of all weights of the policy.")
-    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="How often to save for resume.")
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="What to save for resume, and to keep of the way.")
 
     @model_validator(mode="after")
     def _rollouts(self) -> "PolicyGradientConfig":
