@@ -1,7 +1,7 @@
 """The policy at moments on its way through training, inside its artifact.
 
-    snapshots/index.json                      {"updates": 60, "steps": [20, 40]}
-    snapshots/000020/{config.json, model.safetensors, tokenizer.json, ...}      a policy folder like any other; the step counts updates
+snapshots/index.json                      {"updates": 60, "steps": [20, 40]}
+snapshots/000020/{config.json, model.safetensors, tokenizer.json, ...}      a policy folder like any other; the step counts updates
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Keeping the policy on its way: written to the folder of the stage key, where a killed stage finds it again, handed to the artifact last."""
+"""Keeping the policy on its way: written to the folder of the stage key, where a killed stage finds it again, and at last to the artifact."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from models.training.checkpoint import MANIFEST_FILE, problem_of, publish
 
 
 def snapshot_steps(updates: int, count: int) -> list[int]:
-    """The updates after which the policy is kept: k updates / (count + 1), k = 1 ... count, rounded down, without 0. The end is no snapshot.
+    """The updates after which the policy is kept: k updates / (count + 1), k = 1 ... count, rounded down, without 0; the end is none.
 
     By hand: 40 updates, 3: 10, 20, 30. 3 updates, 5: 1, 2.
     """
@@ -58,7 +58,7 @@ class Snapshots:
         return [f"snapshot {name} is refused: {problem}" for name, problem in problems.items() if problem]
 
     def hand_over(self) -> None:
-        """Put all of them into the artifact. They stay where they were too, for an attempt after one that dies before the artifact is there."""
+        """Put all of them into the artifact. They stay where they were too: this attempt may die before the artifact is there."""
         if not self.steps:
             return
         for step in self.steps:

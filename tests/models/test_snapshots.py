@@ -154,7 +154,7 @@ DEATHS: dict[str, tuple[list[str], int | None]] = {
     "between two": (["step:4"], 2),
     "in the middle of one": (["snapshot:2"], 2),
     "after one, before its checkpoint": (["snapshotted:1"], None),
-    "after one and its checkpoint": (["saved:1", "saved:2"], 4),
+    "after one and its checkpoint": (["saved:1"], 2),
     "after SIGTERM at each": (["stop:2", "stop:2"], 4),
 }
 Start = Callable[[Path, int], Any]
