@@ -18,10 +18,11 @@ from models.configs.lora import LoraSettings
 from models.configs.nash_md import NashMDConfig
 from models.configs.online_dpo import OnlineDPOConfig
 from models.configs.online_rejection_sampling import OnlineRejectionSamplingConfig
-from models.configs.policy_gradient import PolicyGradientConfig
+from models.configs.overoptimisation import OveroptimisationConfig
 from models.configs.ppo import PPOConfig
 from models.configs.reinforce import ActorCriticConfig, OneUpdateConfig
 from models.configs.rejection_sampling import RejectionSamplingConfig
+from models.configs.rewards import ScoredConfig
 from models.configs.sampling import SamplingConfig
 from models.configs.sft import SFTConfig
 from models.precision import resolve_dtype
@@ -207,6 +208,7 @@ _HELD: dict[type[BaseModel], Callable[[Any], tuple[int, int]]] = {
     OnlineRejectionSamplingConfig: lambda c: (1, int(c.reward == "reward_model")),
     DPOConfig: lambda c: (1, int(c.reference_sync_every > 0)),
     TokenRewardConfig: lambda c: (1, int(c.min_chance > 0)),
+    OveroptimisationConfig: lambda c: (0, max(1, _scoring(c))),
     GuidedEvaluationConfig: lambda c: (0, 1 + (c.guidance.mode != "none")),
 }
 _ONE_TRAINED = ("sft", "reward_model", "kto", "kwise_dpo", "prefix_value", "preference_model")
@@ -226,7 +228,7 @@ def _reference(config: Any) -> int:
     return int(config.kl_coefficient > 0 and config.lora.rank == 0)
 
 
-def _scoring(config: PolicyGradientConfig) -> int:
+def _scoring(config: ScoredConfig) -> int:
     """Models that score completions; a judge is taken to be of the policy's size."""
     return sum(source in ("reward_model", "judge") for source in config.reward_sources)
 

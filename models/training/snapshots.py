@@ -1,4 +1,4 @@
-"""Keeping the policy on its way: written to the folder of the stage key, where a killed stage finds it again, and at last to the artifact."""
+"""Keeping the policy on its way: written to the folder of the stage key, where a killed stage finds it, and at last to the artifact."""
 
 import os
 import shutil
