@@ -109,8 +109,9 @@ def verdict(curve: Curve) -> Verdict:
 
     The stopping point has the highest mean of the verifier's score (else of the held-out reward) of all points, the first of equals: no
     later one is significantly better. Over-optimised: at the end that is significantly below its best, while the reward trained on is
-    significantly above the reference's and not significantly below its own at the best point. The best was chosen among K - 1 earlier
-    points, so its interval has the level 1 - 0.05 / (K - 1) (Bonferroni): of simulated runs that never fell 2 % are called so, without it 9 %.
+    significantly above the reference's and not significantly below its own at the best point. The best was chosen by its size among K - 1
+    earlier points, so its interval has the level 1 - 0.05 / (K - 1) (Bonferroni). Of simulated runs that never fell (60 prompts, 6 points)
+    2 % are called over-optimised, and 9 % would be without that.
 
     Source: Gao et al. 2023, figure 1, for what over-optimisation looks like.
     """

@@ -10,7 +10,9 @@ from models.overoptimisation_curve import Curve, fit, points, standardised, verd
 PROMPTS = 80
 
 
-def curve(score: list[float] | None, reward: list[float], held_out: list[float] | None = None, prompts: int = PROMPTS, seed: int = 0) -> Curve:
+def curve(
+    score: list[float] | None, reward: list[float], held_out: list[float] | None = None, prompts: int = PROMPTS, seed: int = 0
+) -> Curve:
     """Means that are planted, with noise of deviation 0.3 about them that each prompt has in common and noise of its own."""
     noise = np.random.default_rng(seed)
     own_P = noise.normal(0, 0.3, prompts)
@@ -136,7 +138,8 @@ def test_a_curve_of_the_form_gives_its_coefficients_back(form: str, alpha: float
 def test_the_coefficients_have_the_width_of_their_noise() -> None:
     own = curve(None, RISING)
     found = fit(own, own.reward_KP, "best_of_n")
-    assert isinstance(found, dict) and found["alpha"]["low"] < 0.5 < found["alpha"]["high"] and found["beta"]["low"] < 0 < found["beta"]["high"]
+    assert isinstance(found, dict)
+    assert found["alpha"]["low"] < 0.5 < found["alpha"]["high"] and found["beta"]["low"] < 0 < found["beta"]["high"]
 
 
 def test_no_fit_where_it_would_not_be_honest() -> None:
