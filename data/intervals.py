@@ -25,11 +25,14 @@ class Interval:
         return self.low > 0 or self.high < 0
 
 
-def paired_bootstrap(a: Sequence[float], b: Sequence[float] | None = None, *, seed: int, n: int = 10_000) -> Interval:
+def paired_bootstrap(
+    a: Sequence[float], b: Sequence[float] | None = None, *, seed: int, n: int = 10_000, level: float = _LEVEL
+) -> Interval:
     """95 % percentile bootstrap interval of mean(a), or of mean(a - b) where both were measured on the same prompts.
 
     Prompts are drawn with replacement, ``n`` times; a and b keep their pairing, so that what makes a prompt hard cancels
-    (Efron and Tibshirani 1993, section 13.3; Koehn 2004 for paired system comparison).
+    (Efron and Tibshirani 1993, section 13.3; Koehn 2004 for paired system comparison). ``level``: another than 95 %, where one of several
+    differences was chosen by its size.
 
     Raises:
         ValueError: no value, lengths that differ, or a value that is not finite.
@@ -49,7 +52,7 @@ def paired_bootstrap(a: Sequence[float], b: Sequence[float] | None = None, *, se
             for start in range(0, n, _DRAWS_AT_ONCE)
         ]
     )
-    low, high = np.quantile(means, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(values.mean()), float(low), float(high))
 
 

@@ -9,8 +9,14 @@ from models.run import Run, write_atomic
 T = TypeVar("T")
 
 
-def map_chunks(run: Run, name: str, items: Sequence[T], size: int, work: Callable[[int, Sequence[T]], list[Any]]) -> list[Any]:
-    """``work(number, chunk)`` of every chunk of ``items``, the JSON lists it returns joined in order."""
+def map_chunks(
+    run: Run, name: str, items: Sequence[T], size: int, work: Callable[[int, Sequence[T]], list[Any]], part: tuple[int, int] = (0, 1)
+) -> list[Any]:
+    """``work(number, chunk)`` of every chunk of ``items``, the JSON lists it returns joined in order.
+
+    ``part``: which of how many equal parts of the stage this is, for the progress that is shown.
+    """
+    before, parts = part
     results: list[Any] = []
     starts = range(0, len(items), size)
     for number, begin in enumerate(starts):
@@ -22,6 +28,6 @@ def map_chunks(run: Run, name: str, items: Sequence[T], size: int, work: Callabl
             result = work(number, items[begin : begin + size])
             write_atomic(kept, json.dumps(result))
             results += result
-        run.progress(number + 1, len(starts))
+        run.progress(before * len(starts) + number + 1, parts * len(starts))
         run.stop_if_asked()
     return results

@@ -10,6 +10,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from models.attention import NAME as ATTENTION
 from models.lean_layers import keep_less
 from models.lora import WithoutAdapters, has_adapters, merge_adapters
+from models.snapshots import snapshot_folders
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -51,11 +52,12 @@ def load_reference(policy: PreTrainedModel, folder: Path, device: torch.device |
 
 
 def save_policy(model: nn.Module, parent: Path, out: Path) -> None:
-    """Write weights, adapters merged into them, and config; tokenizer and template are the parent's, byte for byte."""
+    """Write weights, adapters merged into them, and config; tokenizer and template are the parent's, byte for byte, also of snapshots."""
     assert isinstance(model, PreTrainedModel)
     merge_adapters(model)
     model.save_pretrained(out)
-    copy_tokenizer(parent, out)
+    for folder in (out, *snapshot_folders(out)):
+        copy_tokenizer(parent, folder)
 
 
 def copy_tokenizer(parent: Path, out: Path) -> None:

@@ -79,6 +79,20 @@ def merge_adapters(model: nn.Module) -> None:
         model.set_submodule(name, layer.base_layer)
 
 
+@contextmanager
+def adapters_merged(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is what ``merge_adapters`` makes of it; afterwards it has its weights and its adapters back, bit for bit."""
+    layers = _adapted(model)
+    weights = [layer.base_layer.weight.detach().clone() for _, layer in layers]
+    merge_adapters(model)
+    try:
+        yield
+    finally:
+        for (name, layer), weight in zip(layers, weights, strict=True):
+            layer.base_layer.weight.data.copy_(weight)
+            model.set_submodule(name, layer)
+
+
 class WithoutAdapters:
     """The reference of a policy with adapters: the same weights, the adapters switched off. No second copy is held."""
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from models.cgroups import memory_headroom
 from models.configs.base_model import BaseModelConfig
+from models.configs.checkpointing import CheckpointConfig
 from models.configs.dpo import DPOConfig
 from models.configs.grpo import GRPOConfig
 from models.configs.guidance import GuidedEvaluationConfig, TokenRewardConfig
@@ -17,10 +18,11 @@ from models.configs.lora import LoraSettings
 from models.configs.nash_md import NashMDConfig
 from models.configs.online_dpo import OnlineDPOConfig
 from models.configs.online_rejection_sampling import OnlineRejectionSamplingConfig
-from models.configs.policy_gradient import PolicyGradientConfig
+from models.configs.overoptimisation import OveroptimisationConfig
 from models.configs.ppo import PPOConfig
 from models.configs.reinforce import ActorCriticConfig, OneUpdateConfig
 from models.configs.rejection_sampling import RejectionSamplingConfig
+from models.configs.rewards import ScoredConfig
 from models.configs.sampling import SamplingConfig
 from models.configs.sft import SFTConfig
 from models.precision import resolve_dtype
@@ -108,15 +110,19 @@ def memory_of_models(parameters: int, trained: int, frozen: int, each: BytesPerP
     )
 
 
+def stored_bytes(folder: Path) -> int:
+    """Size of the weights of a saved model, without those of its snapshots."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
 def shape_of(folder: Path) -> ModelShape:
     """The shape of a saved model, from its config.json and the size of its weights."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     width = 2 if config.get("dtype", config.get("torch_dtype")) in ("bfloat16", "float16") else 4
     heads = config["num_attention_heads"]
     head_width = config.get("head_dim") or config["hidden_size"] // heads
-    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return ModelShape(
-        stored // width,
+        stored_bytes(folder) // width,
         config["num_hidden_layers"],
         config["hidden_size"],
         config["intermediate_size"],
@@ -184,6 +190,12 @@ def estimate(stage: str, config: BaseModel, shape: ModelShape, lengths: Lengths 
     )
 
 
+def snapshot_bytes(config: BaseModel, weight_bytes: int) -> int:
+    """Disk that the snapshots of a policy take in its artifact: its weights, so many times. 0 for stages that keep none."""
+    checkpoint = getattr(config, "checkpoint", None)
+    return checkpoint.snapshots * weight_bytes if isinstance(checkpoint, CheckpointConfig) else 0
+
+
 # (models trained, models frozen) that a stage holds at once, by the class of its configuration.
 _HELD: dict[type[BaseModel], Callable[[Any], tuple[int, int]]] = {
     PPOConfig: lambda c: (2, (c.lora.rank == 0) + _scoring(c)),
@@ -196,6 +208,7 @@ _HELD: dict[type[BaseModel], Callable[[Any], tuple[int, int]]] = {
     OnlineRejectionSamplingConfig: lambda c: (1, int(c.reward == "reward_model")),
     DPOConfig: lambda c: (1, int(c.reference_sync_every > 0)),
     TokenRewardConfig: lambda c: (1, int(c.min_chance > 0)),
+    OveroptimisationConfig: lambda c: (0, max(1, _scoring(c))),
     GuidedEvaluationConfig: lambda c: (0, 1 + (c.guidance.mode != "none")),
 }
 _ONE_TRAINED = ("sft", "reward_model", "kto", "kwise_dpo", "prefix_value", "preference_model")
@@ -215,7 +228,7 @@ def _reference(config: Any) -> int:
     return int(config.kl_coefficient > 0 and config.lora.rank == 0)
 
 
-def _scoring(config: PolicyGradientConfig) -> int:
+def _scoring(config: ScoredConfig) -> int:
     """Models that score completions; a judge is taken to be of the policy's size."""
     return sum(source in ("reward_model", "judge") for source in config.reward_sources)
 

@@ -17,8 +17,7 @@ from data.packing import Group
 from data.records import Prompt
 from data.verifiers import verify
 from models.callables import load_callable
-from models.configs.policy_gradient import PolicyGradientConfig
-from models.configs.rewards import RewardComponent
+from models.configs.rewards import RewardComponent, ScoredConfig
 from models.ensembles import Ensemble, aggregate_scores, load_reward
 from models.heads import HeadModel
 from models.judges import Judge, format_judge, judge_of, language_consistency
@@ -151,7 +150,7 @@ def reward_function(source: str, tokenizer: PreTrainedTokenizerBase, reward: Pat
 
 
 def reward_of(
-    config: PolicyGradientConfig, tokenizer: PreTrainedTokenizerBase, policy: Path, reward: Path | None, device: torch.device
+    config: ScoredConfig, tokenizer: PreTrainedTokenizerBase, policy: Path, reward: Path | None, device: torch.device
 ) -> RewardFunction:
     """The reward that a configuration names: one source, or the weighted sum of its terms.
 

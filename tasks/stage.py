@@ -31,7 +31,7 @@ from prefect.exceptions import MissingContextError
 from prefect.logging import get_logger, get_run_logger
 from pydantic import BaseModel
 
-from models.memory import available_bytes, estimate, lengths_of, shape_of
+from models.memory import available_bytes, estimate, lengths_of, shape_of, snapshot_bytes, stored_bytes
 from models.run import Run, write_atomic
 from models.worker import call_entry, encode_input, load_entry
 from tasks import tracking
@@ -166,11 +166,19 @@ class StageContext:
         space = self.call.stage.space
         inputs = self.call.artifacts
         needed = space(self.call.config, inputs) if space else 2 * sum(artifact.size_bytes for artifact in inputs.values())
-        self.store.require_space(needed + SPARE_BYTES, self.label)
+        self.store.require_space(needed + self._snapshot_bytes() + SPARE_BYTES, self.label)
+
+    @property
+    def _models(self) -> list[Path]:
+        """Folders of the input models; the first is the one that a training stage starts from."""
+        return [self.store.folder(artifact.digest) for artifact in self.call.artifacts.values() if is_model(artifact.kind)]
+
+    def _snapshot_bytes(self) -> int:
+        return snapshot_bytes(self.call.config, stored_bytes(self._models[0])) if self._models else 0
 
     def _require_memory(self) -> None:
         """Called when the device is ours: before that, what another stage holds would count as taken."""
-        models = [self.store.folder(artifact.digest) for artifact in self.call.artifacts.values() if is_model(artifact.kind)]
+        models = self._models
         if visible_gpus() or not models or not (models[0] / "config.json").exists():
             return
         lengths = lengths_of(*(self.store.folder(artifact.digest) for artifact in self.call.artifacts.values()))
@@ -441,7 +449,8 @@ def stage(
     inline: run it in the flow's process: for work of a second or two without torch.
     device: wait for a free device first.
     silence_s, timeout_s: without a sign of life (output, report, progress), or in all, after which the process counts as hung.
-    space: bytes of disk that the work needs, from the config and the input artifacts by name; default twice the inputs.
+    space: bytes of disk that the work needs, from the config and the input artifacts by name; default twice the inputs. Snapshots that the
+        configuration asks for come on top.
     """
     grace_s = float(os.environ.get("POSTTRAIN_GRACE_S", "30"))
     limits = Limits(silence_s, timeout_s, grace_s)

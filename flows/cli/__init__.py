@@ -139,7 +139,7 @@ def chat_command(
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the sampling noise.")] = 0,
 ) -> None:
-    """Talk to a policy in the terminal. /reset starts anew, /quit or Ctrl-D ends.
+    """Talk to a policy in the terminal. /reset starts anew, /quit or Ctrl-D ends. dpo@40 is the snapshot of dpo after 40 updates.
 
     [bold]Example:[/bold] posttrain chat quickstart/grpo --temperature 0
     """

@@ -14,7 +14,7 @@ from rich.text import Text
 from flows.cli.policies import store
 from flows.cli.terminal import out, plain, size
 from models.configs.base_model import BaseModelConfig
-from models.memory import Memory, ModelShape, available_bytes, estimate, lengths_of, shape_for, shape_of
+from models.memory import Memory, ModelShape, available_bytes, estimate, lengths_of, shape_for, shape_of, snapshot_bytes
 from tasks import registry
 from tasks.device import visible_gpus
 from tasks.plan import PlanEntry, planning
@@ -54,7 +54,9 @@ def need_of(entries: Sequence[PlanEntry]) -> Need:
     memory = {label: need for label, need in estimates.items() if need is not None}
     trained = sum(need.optimiser > 0 for need in memory.values())
     checkpoints = max((CHECKPOINTS_TO_MOMENTS * need.optimiser for need in memory.values()), default=0)
-    return Need(memory, trained * shape.parameters * shape.weight_bytes + checkpoints)
+    weights = shape.parameters * shape.weight_bytes
+    snapshots = sum(snapshot_bytes(entry.config, weights) for entry in entries if entry.outcome == "miss")
+    return Need(memory, trained * weights + checkpoints + snapshots)
 
 
 def _shape(entries: Sequence[PlanEntry]) -> ModelShape | None:

@@ -1,4 +1,7 @@
-"""Names that people give to artifacts: `sft`, `quickstart/sft`, `quickstart-3/evaluate[dpo]`, the first characters of a digest."""
+"""Names that people give to artifacts: `sft`, `quickstart/sft`, `quickstart-3/evaluate[dpo]`, the first characters of a digest.
+
+`dpo@40` is the snapshot of a policy after 40 updates.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from models.snapshots import read_snapshots
 from tasks import registry
 from tasks.home import home
 from tasks.store import Artifact, Store
@@ -25,11 +29,22 @@ def store() -> Store:
 
 
 def resolve(name: str) -> Named:
-    """The artifact, or the folder, that a name means; an artifact is verified.
+    """The artifact, or the folder, that a name means; an artifact is verified. A snapshot is a folder inside its policy's.
 
     Raises:
         ValueError: the name means nothing, with the names that do.
     """
+    whole, at, step = name.rpartition("@")
+    if not at or not step.isdecimal() or Path(name).expanduser().is_dir():
+        return _resolve(name)
+    named = _resolve(whole)
+    found = read_snapshots(named.folder)
+    if int(step) not in found:
+        raise ValueError(f"{named.title} has no snapshot of step {step}. It has: {', '.join(map(str, found))}.")
+    return Named(found[int(step)], f"{named.title} after {int(step)} updates", None)
+
+
+def _resolve(name: str) -> Named:
     if name.startswith((".", "/", "~")):
         folder = Path(name).expanduser()
         if not folder.is_dir():

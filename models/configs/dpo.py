@@ -88,7 +88,7 @@ class DPOConfig(PairLossConfig):
         default=1024, ge=8, description="Pairs longer than this, in tokens with both completions, are left out and counted."
     )
     lora: LoraSettings = Field(default_factory=LoraSettings, description="Low-rank adapters instead of all weights.")
-    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="How often to save for resume.")
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="What to save for resume, and to keep of the way.")
 
     @model_validator(mode="after")
     def _ties(self) -> "DPOConfig":

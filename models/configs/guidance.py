@@ -5,7 +5,7 @@ from typing import Literal, get_args
 from pydantic import Field, model_validator
 
 from models.configs.base import StageConfig
-from models.configs.checkpointing import CheckpointConfig
+from models.configs.checkpointing import ResumeConfig
 from models.configs.optimisation import OptimConfig
 from models.configs.sampling import SamplingConfig
 
@@ -79,7 +79,7 @@ class PrefixValueConfig(StageConfig):
     max_tokens: int = Field(
         default=1024, ge=8, description="Prompts with a completion longer than this, in tokens, are left out and counted."
     )
-    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="How often to save for resume.")
+    checkpoint: ResumeConfig = Field(default_factory=ResumeConfig, description="How often to save for resume.")
 
 
 class TokenRewardConfig(StageConfig):
@@ -100,7 +100,7 @@ class TokenRewardConfig(StageConfig):
     max_tokens: int = Field(
         default=1024, ge=8, description="Pairs longer than this, in tokens with both completions, are left out and counted."
     )
-    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="How often to save for resume.")
+    checkpoint: ResumeConfig = Field(default_factory=ResumeConfig, description="How often to save for resume.")
 
 
 class DecodingComparisonConfig(StageConfig):

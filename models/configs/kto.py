@@ -27,4 +27,4 @@ class KTOConfig(StageConfig):
     max_tokens: int = Field(
         default=1024, ge=8, description="Prompts with completions longer than this, in tokens, are left out and counted."
     )
-    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="How often to save for resume.")
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="What to save for resume, and to keep of the way.")

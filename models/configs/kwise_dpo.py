@@ -19,4 +19,4 @@ class KWiseDPOConfig(StageConfig):
     max_tokens: int = Field(
         default=2048, ge=8, description="Rankings longer than this, in tokens with all completions, are left out and counted."
     )
-    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="How often to save for resume.")
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="What to save for resume, and to keep of the way.")

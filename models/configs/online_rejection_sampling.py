@@ -34,7 +34,7 @@ class OnlineRejectionSamplingConfig(StageConfig):
     sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="How completions are sampled.")
     optim: OptimConfig = Field(default_factory=lambda: OptimConfig(learning_rate=1e-5, schedule="constant"), description="Optimiser.")
     micro_batch_tokens: int = Field(default=4096, ge=16, description="Tokens of a forward and backward pass.")
-    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="How often to save for resume.")
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="What to save for resume, and to keep of the way.")
 
     @model_validator(mode="after")
     def _samples_differ(self) -> "OnlineRejectionSamplingConfig":

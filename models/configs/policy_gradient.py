@@ -2,19 +2,16 @@
 
 from pydantic import Field, model_validator
 
-from models.configs.base import StageConfig
 from models.configs.checkpointing import CheckpointConfig
 from models.configs.lora import LoraSettings
 from models.configs.optimisation import OptimConfig
-from models.configs.rewards import RewardComponent, RewardSource
+from models.configs.rewards import ScoredConfig
 from models.configs.sampling import SamplingConfig
 
 
-class PolicyGradientConfig(StageConfig):
+class PolicyGradientConfig(ScoredConfig):
     """Sample from the policy, score, update; again and again."""
 
-    reward: RewardSource = Field(default="verifier", description="Who scores completions; weighted = the sum of rewards.")
-    rewards: tuple[RewardComponent, ...] = Field(default=(), description="Terms of the reward, for reward = weighted.")
     iterations: int = Field(default=20, ge=1, description="Rounds of sampling and updating.")
     prompts_per_iteration: int = Field(default=16, ge=1, description="Prompts sampled in a round.")
     samples_per_prompt: int = Field(default=4, ge=1, description="Completions of each prompt.")
@@ -29,7 +26,7 @@ class PolicyGradientConfig(StageConfig):
     )
     micro_batch_tokens: int = Field(default=4096, ge=16, description="Tokens of a forward and backward pass.")
     lora: LoraSettings = Field(default_factory=LoraSettings, description="Low-rank adapters instead of all weights of the policy.")
-    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="How often to save for resume.")
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="What to save for resume, and to keep of the way.")
 
     @model_validator(mode="after")
     def _rollouts(self) -> "PolicyGradientConfig":
@@ -44,28 +41,10 @@ class PolicyGradientConfig(StageConfig):
             )
         return self
 
-    @model_validator(mode="after")
-    def _rewards(self) -> "PolicyGradientConfig":
-        if (self.reward == "weighted") != bool(self.rewards):
-            raise ValueError(f"reward {self.reward!r} with {len(self.rewards)} rewards: reward = weighted and rewards go together")
-        names = [part.name for part in self.rewards]
-        if len(set(names)) < len(names):
-            raise ValueError(f"rewards are named {names}: give each its own name, under which it is reported")
-        return self
-
     @property
     def updates_per_iteration(self) -> int:
         """Optimiser updates of one round."""
         return self.epochs * self.minibatches
-
-    @property
-    def reward_sources(self) -> list[str]:
-        """Every source that scores completions: ``reward`` itself, or those of its terms."""
-        return [part.source for part in self.rewards] or [self.reward]
-
-    def cache_extra(self) -> dict[str, str]:
-        """Digests of functions and judges that the rewards name."""
-        return {f"rewards.{part.name}.{key}": digest for part in self.rewards for key, digest in part.world().items()}
 
 
 class ClippedConfig(PolicyGradientConfig):

@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from models.configs.base import StageConfig
-from models.configs.checkpointing import CheckpointConfig
+from models.configs.checkpointing import ResumeConfig
 from models.configs.optimisation import OptimConfig
 
 
@@ -19,4 +19,4 @@ class PreferenceModelConfig(StageConfig):
     max_tokens: int = Field(
         default=1024, ge=8, description="Pairs longer than this, in tokens with both completions, are left out and counted."
     )
-    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="How often to save for resume.")
+    checkpoint: ResumeConfig = Field(default_factory=ResumeConfig, description="How often to save for resume.")

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from models.configs.base import StageConfig
-from models.configs.checkpointing import CheckpointConfig
+from models.configs.checkpointing import ResumeConfig
 from models.configs.lora import LoraSettings
 from models.configs.optimisation import OptimConfig
 
@@ -41,7 +41,7 @@ class RewardModelConfig(StageConfig):
         default=1024, ge=8, description="Pairs or rankings longer than this, in tokens with all completions, are left out and counted."
     )
     lora: LoraSettings = Field(default_factory=LoraSettings, description="Low-rank adapters instead of all weights of the backbone.")
-    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="How often to save for resume.")
+    checkpoint: ResumeConfig = Field(default_factory=ResumeConfig, description="How often to save for resume.")
 
     @model_validator(mode="after")
     def _whole_completions(self) -> "RewardModelConfig":

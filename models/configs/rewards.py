@@ -60,3 +60,28 @@ class RewardComponent(StageConfig):
         if self.source == "judge" and self.judge_model:
             found["judge_model"] = folder_digest(Path(self.judge_model))
         return found
+
+
+class ScoredConfig(StageConfig):
+    """Of a stage that scores completions."""
+
+    reward: RewardSource = Field(default="verifier", description="Who scores completions; weighted = the sum of rewards.")
+    rewards: tuple[RewardComponent, ...] = Field(default=(), description="Terms of the reward, for reward = weighted.")
+
+    @model_validator(mode="after")
+    def _rewards(self) -> "ScoredConfig":
+        if (self.reward == "weighted") != bool(self.rewards):
+            raise ValueError(f"reward {self.reward!r} with {len(self.rewards)} rewards: reward = weighted and rewards go together")
+        names = [part.name for part in self.rewards]
+        if len(set(names)) < len(names):
+            raise ValueError(f"rewards are named {names}: give each its own name, under which it is reported")
+        return self
+
+    @property
+    def reward_sources(self) -> list[str]:
+        """Every source that scores completions: ``reward`` itself, or those of its terms."""
+        return [part.source for part in self.rewards] or [self.reward]
+
+    def cache_extra(self) -> dict[str, str]:
+        """Digests of functions and judges that the rewards name."""
+        return {f"rewards.{part.name}.{key}": digest for part in self.rewards for key, digest in part.world().items()}

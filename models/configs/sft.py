@@ -25,4 +25,4 @@ class SFTConfig(StageConfig):
     )
     max_tokens: int = Field(default=2048, ge=8, description="Demonstrations longer than this, in tokens, are left out and counted.")
     lora: LoraSettings = Field(default_factory=LoraSettings, description="Low-rank adapters instead of all weights.")
-    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="How often to save for resume.")
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="What to save for resume, and to keep of the way.")

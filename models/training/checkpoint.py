@@ -15,6 +15,8 @@ from torch import Tensor
 from data.files import fsync, sha256_of
 from models.run import Run
 
+MANIFEST_FILE = "manifest.json"
+
 
 def save_checkpoint(run: Run, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     """Write the checkpoint of ``step`` and drop older ones. A kill at any moment leaves the older or the newer one whole."""
@@ -28,17 +30,22 @@ def save_checkpoint(run: Run, step: int, tensors: dict[str, Tensor], state: dict
     save_file({name: t.contiguous() for name, t in tensors.items()}, part / "tensors.safetensors")
     run.failpoint("save")
     (part / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    files = {name: sha256_of(part / name) for name in ("tensors.safetensors", "state.json")}
-    (part / "manifest.json").write_text(json.dumps({"stage_key": run.stage_key, "step": step, "files": files}), encoding="utf-8")
-    for name in (*files, "manifest.json"):
-        fsync(part / name)
-    fsync(part)
-    os.rename(part, target)
-    fsync(run.checkpoints)
+    publish(run, part, target, step)
     run.failpoint("saved")
     for old in _checkpoints(run):
         if old != target:
             shutil.rmtree(old)
+
+
+def publish(run: Run, part: Path, target: Path, step: int) -> None:
+    """Rename a folder into place, all its bytes on disk and named in its manifest."""
+    files = {path.name: sha256_of(path) for path in sorted(part.iterdir())}
+    (part / MANIFEST_FILE).write_text(json.dumps({"stage_key": run.stage_key, "step": step, "files": files}), encoding="utf-8")
+    for name in (*files, MANIFEST_FILE):
+        fsync(part / name)
+    fsync(part)
+    os.rename(part, target)
+    fsync(target.parent)
 
 
 def load_checkpoint(run: Run) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
@@ -46,7 +53,7 @@ def load_checkpoint(run: Run) -> tuple[int, dict[str, Tensor], dict[str, Any]] |
     for stale in run.checkpoints.glob(".part-*"):
         shutil.rmtree(stale)
     for folder in sorted(_checkpoints(run), reverse=True):
-        problem = _problem(folder, run.stage_key)
+        problem = problem_of(folder, run.stage_key)
         if problem is None:
             state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
             return int(folder.name.removeprefix("step-")), load_file(folder / "tensors.safetensors"), state
@@ -55,13 +62,20 @@ def load_checkpoint(run: Run) -> tuple[int, dict[str, Tensor], dict[str, Any]] |
     return None
 
 
+def drop_checkpoints(run: Run) -> None:
+    """Remove all checkpoints: they cannot be resumed from."""
+    for folder in _checkpoints(run):
+        shutil.rmtree(folder)
+
+
 def _checkpoints(run: Run) -> list[Path]:
     return [p for p in run.checkpoints.glob("step-*") if p.is_dir()]
 
 
-def _problem(folder: Path, stage_key: str) -> str | None:
+def problem_of(folder: Path, stage_key: str) -> str | None:
+    """What is wrong with a published folder, in words; None if it is whole and of this stage key."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
         if manifest["stage_key"] != stage_key:
             return f"it belongs to the stage key {manifest['stage_key'][:12]}, not to {stage_key[:12]}"
         changed = [name for name, digest in manifest["files"].items() if sha256_of(folder / name) != digest]

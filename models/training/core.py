@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.configs.checkpointing import CheckpointConfig
+from models.configs.checkpointing import ResumeConfig
 from models.losses.sums import Sums, merge
 from models.run import Run, Stopped
-from models.training.checkpoint import load_checkpoint, save_checkpoint
+from models.training.checkpoint import drop_checkpoints, load_checkpoint, save_checkpoint
 from models.training.optimiser import Trainee, rate_share
+from models.training.snapshots import Snapshots
 
 MAX_SKIPPED_IN_A_ROW = 3
 
@@ -68,14 +69,15 @@ class Loop:
     skipped: int = 0
 
 
-def fit(run: Run, algorithm: Algorithm, trainees: dict[str, Trainee], updates: int, checkpointing: CheckpointConfig) -> Loop:
-    """Run ``updates`` optimiser updates, resuming from the newest checkpoint of this stage key.
+def fit(run: Run, algorithm: Algorithm, trainees: dict[str, Trainee], updates: int, checkpointing: ResumeConfig) -> Loop:
+    """Run ``updates`` optimiser updates, resuming from the newest checkpoint of this stage key; the snapshots asked for are in ``run.out``.
 
     Raises:
         ValueError: three updates in a row had a loss or gradient that is not finite.
         Stopped: SIGTERM came; a checkpoint was written first.
     """
-    loop = _resume(run, algorithm, trainees)
+    snapshots = Snapshots.of(run, trainees, updates, checkpointing)
+    loop = _resume(run, algorithm, trainees, snapshots)
     run.stop_if_asked()  # and from here on SIGTERM waits for the end of an update
     saved_at = time.monotonic()
     spent: Counter[str] = Counter()  # seconds of this attempt, by what they went to
@@ -88,6 +90,7 @@ def fit(run: Run, algorithm: Algorithm, trainees: dict[str, Trainee], updates: i
         loop.update += 1
         run.report(metrics, loop.update)
         run.progress(loop.update, updates, **_rates(metrics, spent))
+        snapshots.keep(loop.update)  # before the checkpoint, which counts on it
         due = checkpointing.every_s and time.monotonic() - saved_at > checkpointing.every_s
         due = due or (checkpointing.every_updates and loop.update % checkpointing.every_updates == 0)
         if run.stopping or (due and loop.update < updates):
@@ -95,6 +98,7 @@ def fit(run: Run, algorithm: Algorithm, trainees: dict[str, Trainee], updates: i
             saved_at = time.monotonic()
         if run.stopping:
             raise Stopped
+    snapshots.hand_over()
     return loop
 
 
@@ -184,11 +188,15 @@ def _save(run: Run, algorithm: Algorithm, trainees: dict[str, Trainee], loop: Lo
     save_checkpoint(run, loop.update, tensors, {"loop": vars(loop), "algorithm": state})
 
 
-def _resume(run: Run, algorithm: Algorithm, trainees: dict[str, Trainee]) -> Loop:
+def _resume(run: Run, algorithm: Algorithm, trainees: dict[str, Trainee], snapshots: Snapshots) -> Loop:
     found = load_checkpoint(run)
     if found is None:
         return Loop()
     step, tensors, state = found
+    for problem in snapshots.lost(step):
+        run.log(f"{problem}; starting again from the first update")
+        drop_checkpoints(run)
+        return Loop()
     run.rewind(step)
     for name, trainee in trainees.items():
         trainee.load_state(_under(tensors, f"{name}/"))

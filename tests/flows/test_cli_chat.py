@@ -8,8 +8,10 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.cli.chat import ChatSettings, Speaker
+from flows.cli.policies import resolve
 from models.configs.base_model import ScratchConfig
 from models.scratch import make_scratch
+from models.snapshots import snapshot_folder, write_index
 from tasks.registry import record_stage, recording
 from tasks.store import Store
 
@@ -113,6 +115,24 @@ def test_a_policy_of_a_run_is_found_by_its_label(policy, says, monkeypatch, home
         record_stage(run, "sft", "sft-1", artifact, "computed", 1)
     says("yes")
     assert "yes" in converse(monkeypatch, "tiny/sft", "hello\n")
+
+
+def test_a_snapshot_is_named_by_its_step(policy, tmp_path, home):
+    whole = tmp_path / "kept"
+    for folder in (whole, snapshot_folder(whole, 40)):
+        folder.mkdir(parents=True)
+        for file in policy.iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+    write_index(whole, 60, [40])
+    named = resolve(f"{whole}@40")
+    assert named.folder == snapshot_folder(whole, 40) and named.artifact is None and named.title.endswith("kept after 40 updates")
+    assert resolve(f"{whole}@60").folder == whole
+    with pytest.raises(ValueError, match=r"has no snapshot of step 41\. It has: 40, 60"):
+        resolve(f"{whole}@41")
+    with pytest.raises(ValueError, match=r"holds no snapshots"):
+        resolve(f"{policy}@40")
+    (tmp_path / "odd@1").mkdir()
+    assert resolve(str(tmp_path / "odd@1")).folder == tmp_path / "odd@1", "a folder may be called so"
 
 
 def test_what_is_no_policy_is_refused(home, tmp_path):

@@ -7,8 +7,10 @@ import pytest
 from flows.cli import plan
 from flows.cli.plan import need_of, require_room
 from models.configs.base_model import BaseModelConfig
+from models.configs.checkpointing import CheckpointConfig
 from models.configs.ppo import PPOConfig
 from models.configs.sft import SFTConfig
+from models.memory import shape_for
 from tasks.plan import PlanEntry
 
 BASE = BaseModelConfig(kind="packaged", dtype="float32")
@@ -42,6 +44,14 @@ def test_what_was_computed_before_needs_nothing():
     assert "ppo" not in need_of(entries("hit")).memory
     assert need_of(entries("hit")).disk_bytes < need_of(entries()).disk_bytes
     assert need_of([]).disk_bytes == 0
+
+
+def test_snapshots_take_the_disk_of_a_policy_each():
+    kept = PlanEntry("sft", "sft", "miss", None, "", SFTConfig(checkpoint=CheckpointConfig(snapshots=3)), {})
+    before, after = need_of(entries()), need_of([entries()[0], kept, entries()[2]])
+    shape = shape_for(BASE)
+    assert shape is not None and after.disk_bytes - before.disk_bytes == 3 * shape.parameters * 4
+    assert after.memory == before.memory
 
 
 def test_a_full_disk_is_said_before_the_work_starts(monkeypatch):

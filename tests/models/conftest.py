@@ -305,7 +305,8 @@ class StageProcess:
 
     def digests(self) -> dict[str, str]:
         """Of every file of the last attempt's output."""
-        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(self.out.iterdir())}
+        files = (path for path in sorted(self.out.rglob("*")) if path.is_file())
+        return {path.relative_to(self.out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
     def history(self) -> list[tuple[int, dict[str, float]]]:
         """Reported metrics, save for measured times."""
