@@ -89,4 +89,5 @@ def wilson(k: int, n: int) -> Interval:
     scale = 1 + _Z**2 / n
     centre = (share + _Z**2 / (2 * n)) / scale
     half = _Z * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2)) / scale
-    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
+    # Of none and of all the ends are exact; rounding must not put the share itself outside.
+    return Interval(share, centre - half if k else 0.0, centre + half if k < n else 1.0)

@@ -60,7 +60,7 @@ def mean(name: str, values: Mapping[str, float], *, seed: int, resamples: int, b
 
 
 def share(name: str, values: Mapping[str, float], *, seed: int, resamples: int, better: Better = "higher") -> Measure:
-    """A mean of shares within [0, 1]. Wilson's interval where each is 0 or 1, with a width also where all are alike; else the bootstrap's."""
+    """A mean of shares within [0, 1]. Wilson's interval where each is 0 or 1, which never has no width; else the bootstrap's."""
     if all(value in (0, 1) for value in values.values()):
         return rate(name, values, better)
     return mean(name, values, seed=seed, resamples=resamples, better=better)

@@ -22,7 +22,7 @@ from models.suites.concluding import conclude
 from models.suites.lengths import check_length
 
 NOTE = (
-    "intervals are by bootstrap over documents, each with its tokens, so that it weighs what it is long; tokens are the policy's own: "
+    "intervals are by bootstrap over documents, each with its tokens, so a long one weighs more; tokens are the policy's own: "
     "between policies with different tokenizers compare bits per byte"
 )
 
