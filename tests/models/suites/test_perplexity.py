@@ -12,6 +12,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 from data.measures import read_suite
 from models.configs.perplexity import PerplexityConfig
 from models.configs.suites import RowsConfig
+from models.loading import copy_tokenizer, load_policy
 from models.run import Run
 from models.suites.perplexity import exp, measures, perplexity, windows
 
@@ -86,3 +87,15 @@ def test_windows_longer_than_the_policy_reads(base: Path, run: Run, rows_file: P
         perplexity(config(rows_file, window_tokens=300), policy=base, seed=0, run=run)
     with pytest.raises(ValueError, match="context_tokens 24 must be less than window_tokens 24"):
         config(rows_file, context_tokens=24)
+
+
+def test_a_policy_that_is_sure_of_something_else(base: Path, run: Run, rows_file: Path, tmp_path: Path):
+    """Perplexity without a bound is written down as such, and no metric and no part of the artifact's note."""
+    sure = load_policy(base)
+    sure.get_output_embeddings().weight.mul_(1e5)
+    sure.save_pretrained(tmp_path / "sure")
+    copy_tokenizer(base, tmp_path / "sure")
+    meta = perplexity(config(rows_file), policy=tmp_path / "sure", seed=0, run=run)
+    found = {measure.name: measure.mean for measure in read_suite(run.out).measures}
+    assert found["perplexity"] == math.inf and found["nats_per_token"] > 709
+    assert json.dumps(meta, allow_nan=False) and meta.keys() == {"items", "nats_per_token", "bits_per_byte"}

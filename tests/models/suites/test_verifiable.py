@@ -99,6 +99,15 @@ def test_a_second_attempt_takes_over_finished_chunks(base: Path, tables: Path, n
     assert json.loads(again)["items"][2:] == json.loads(whole)["items"][2:]
 
 
+def test_a_killed_stage_ends_as_one_that_was_not(stage_process: Callable[..., Any], base: Path, tables: Path, tmp_path: Path):
+    inputs = {"policy": base, "data": tables}
+    calm, killed = (stage_process(tmp_path / name, "models.suites.verifiable:verifiable", CONFIG, inputs) for name in ("calm", "killed"))
+    calm.run()
+    killed.kill("chunk:2")
+    killed.run()
+    assert killed.digests() == calm.digests() and killed.history() == calm.history()
+
+
 def test_prompts_of_an_own_source(base: Path, run: Run, journal: Callable[..., Any]):
     source = SourceConfig(name="chain_sum", task={"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2})
     config = VerifiableConfig(name="sums", ask="source", source=source, prompts=6, samples=1, pass_at=[], sampling=SHORT, resamples=100)
