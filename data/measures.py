@@ -1,6 +1,6 @@
 """What a suite of evaluation found of one policy: quantities with intervals, and their values item by item, so that policies can be paired.
 
-    suite.json    {"suite": name, "kind": kind, "measures": [{name, mean, low, high, better, values}, ...], "items": [...], "notes": [...]}
+suite.json    {"suite": name, "kind": kind, "measures": [{name, mean, low, high, better, values}, ...], "items": [...], "notes": [...]}
 """
 
 import json
@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from data.intervals import Interval, paired_bootstrap, wilson
+from data.intervals import Interval, paired_bootstrap, ratio_bootstrap, wilson
 
 Better = Literal["higher", "lower", "neither"]
 FILE = "suite.json"
@@ -57,6 +57,42 @@ def mean(name: str, values: Mapping[str, float], *, seed: int, resamples: int, b
     """A mean over items with its bootstrap interval. Raises ValueError for no item or a value that is not finite."""
     interval = paired_bootstrap(list(values.values()), seed=seed, n=resamples)
     return Measure(name, interval.mean, interval.low, interval.high, better, dict(values))
+
+
+def share(name: str, values: Mapping[str, float], *, seed: int, resamples: int, better: Better = "higher") -> Measure:
+    """A mean of shares within [0, 1]. Wilson's interval where each is 0 or 1, which never has no width; else the bootstrap's."""
+    if all(value in (0, 1) for value in values.values()):
+        return rate(name, values, better)
+    return mean(name, values, seed=seed, resamples=resamples, better=better)
+
+
+def ratio(name: str, parts: Mapping[str, tuple[float, float]], *, seed: int, resamples: int, better: Better = "higher") -> Measure:
+    """Sum over items of the first part, over the sum of the second, with its bootstrap interval over items.
+
+    An item's value is its first part over the mean of the second parts, so that the mean of the values is the ratio: policies that share
+    the second parts (tokens of the same documents, instructions of the same prompts) are paired by them.
+
+    By hand: a (2, 1), b (6, 2): 8/3, of the values 4/3 and 4.
+
+    Raises:
+        ValueError: as ``ratio_bootstrap``.
+    """
+    interval = ratio_bootstrap([a for a, _ in parts.values()], [b for _, b in parts.values()], seed=seed, n=resamples)
+    typical = sum(b for _, b in parts.values()) / len(parts)
+    values = {item: a / typical for item, (a, _) in parts.items()}
+    return Measure(name, interval.mean, interval.low, interval.high, better, values)
+
+
+def broken_down(
+    name: str, values: Mapping[str, float], labels: Mapping[str, Mapping[str, str]], *, seed: int, resamples: int
+) -> list[Measure]:
+    """The share of all items, then that of each label, such as ``accuracy/task=chain_sum``. ``labels``: of each item, by kind."""
+    members: dict[str, dict[str, float]] = {}
+    for item, own in labels.items():
+        for kind, label in own.items():
+            members.setdefault(f"{name}/{kind}={label}", {})[item] = values[item]
+    named = {name: values, **dict(sorted(members.items()))}
+    return [share(each, own, seed=seed, resamples=resamples) for each, own in named.items()]
 
 
 def gain(own: Measure, baseline: Measure, *, seed: int, resamples: int) -> Interval | None:

@@ -114,6 +114,28 @@ def render_document(tokenizer: "Tokenizer", text: str) -> list[int]:
     return [*_encode_plain(tokenizer, _hide(tokenizer, text)), _eos_id(tokenizer)]
 
 
+def render_text(tokenizer: "Tokenizer", text: str) -> list[int]:
+    """Ids of a plain text that goes on, behind what the tokenizer itself begins texts with (for some a beginning-of-sequence token)."""
+    return [*opening_ids(tokenizer), *_encode_plain(tokenizer, _hide(tokenizer, text))]
+
+
+def opening_ids(tokenizer: "Tokenizer") -> list[int]:
+    """What the tokenizer puts before every text unasked; for many nothing."""
+    whole: list[int] = tokenizer("a", verbose=False)["input_ids"]
+    bare: list[int] = tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"]
+    return next(whole[:i] for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+
+
+def render_continuation(tokenizer: "Tokenizer", before: str, piece: str) -> list[int]:
+    """Ids of a text as it goes on after ``render_text``'s; no token spans the border, and nothing ends it."""
+    return _encode_after(tokenizer, _hide(tokenizer, before), _hide(tokenizer, piece))
+
+
+def render_words(tokenizer: "Tokenizer", prompt: Sequence[Message], words: str) -> list[int]:
+    """Ids of the words of an answer as they go on after ``render_prompt``'s, without an end of the turn."""
+    return _encode_after(tokenizer, _render(tokenizer, prompt, waiting=True), _hide(tokenizer, words))
+
+
 def control_token_in(tokenizer: "Tokenizer", text: str) -> str | None:
     """The first control token typed in a text, such as ``<|im_start|>``; None where there is none."""
     found = _controls(tokenizer).pattern.search(text)

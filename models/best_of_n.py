@@ -16,15 +16,14 @@ from data.intervals import paired_bootstrap
 from data.packing import Group
 from data.records import Prompt
 from data.tables import read_table
-from data.templates import load_tokenizer, render_prompt
+from data.templates import load_tokenizer
 from data.verifiers import verify
+from models.answering import Answerer
 from models.callables import load_callable
 from models.chunks import map_chunks
 from models.configs.best_of_n import BestOfNConfig
-from models.generation import generate
 from models.judges import judge_of
-from models.loading import load_policy
-from models.rendering import eos_ids, text_of
+from models.rendering import text_of
 from models.rewards import reward_function
 from models.run import Run
 from models.seeds import derive_seed
@@ -105,14 +104,11 @@ def kl_of_best(n: int) -> float:
 
 
 def _sample(config: BestOfNConfig, policy: Path, prompts: list[Prompt], seed: int, run: Run) -> Rows:
-    tokenizer = load_tokenizer(policy)
-    model = load_policy(policy, run.device)
-    ends = eos_ids(policy, tokenizer)
+    answerer = Answerer(policy, "best of n", seed, run)
 
     def sample(number: int, chunk: Sequence[Prompt]) -> Rows:
-        ids = [render_prompt(tokenizer, prompt.messages) for prompt in chunk]
-        chunk_seed = derive_seed(seed, "best of n", number)
-        sampled = generate(model, ids, config.sampling, samples=config.samples, eos_ids=ends, seed=chunk_seed, on_step=run.stop_if_asked)
+        ids = answerer.render([prompt.messages for prompt in chunk])
+        sampled = answerer.sample(ids, config.sampling, config.samples, number)
         return [
             {"prompt": own, "samples": [{"tokens": c.tokens, "finished": c.finished} for c in row]}
             for own, row in zip(ids, sampled, strict=True)

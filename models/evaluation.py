@@ -11,18 +11,16 @@ from typing import Any
 from data.packing import Group
 from data.records import Prompt
 from data.tables import read_table
-from data.templates import load_tokenizer, render_prompt
 from data.verifiers import verify
+from models.answering import Answerer
 from models.chunks import map_chunks
 from models.configs.evaluation import EvaluateConfig
 from models.ensembles import load_reward
-from models.generation import Completion, generate
+from models.generation import Completion
 from models.loading import load_policy
 from models.logprobs import sequence_logps
-from models.rendering import eos_ids, text_of
 from models.rewards import score_groups
 from models.run import Run
-from models.seeds import derive_seed
 
 
 def evaluate(
@@ -62,18 +60,15 @@ class Evaluator:
     """A policy with what it takes to answer and to measure."""
 
     def __init__(self, config: EvaluateConfig, policy: Path, seed: int, run: Run):
-        self.config, self.seed, self.run = config, seed, run
-        self.tokenizer = load_tokenizer(policy)
-        self.model = load_policy(policy, run.device)
-        self.ends = eos_ids(policy, self.tokenizer)
+        self.config, self.run = config, run
+        self.answerer = Answerer(policy, "evaluate", seed, run)
 
     def answer(self, number: int, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
         """Sampled and greedy answers with their verdicts."""
-        ids = [render_prompt(self.tokenizer, prompt.messages) for prompt in prompts]
-        sampled = self._generate(ids, self.config.sampling, self.config.samples_per_prompt, number)
-        greedy = (
-            self._generate(ids, self.config.sampling.model_copy(update={"temperature": 0.0}), 1, number) if self.config.greedy else None
-        )
+        config, ids = self.config, self.answerer.render([prompt.messages for prompt in prompts])
+        sampled = self.answerer.sample(ids, config.sampling, config.samples_per_prompt, number)
+        likeliest = config.sampling.model_copy(update={"temperature": 0.0})
+        greedy = self.answerer.sample(ids, likeliest, 1, number) if config.greedy else None
         rows = []
         for i, prompt in enumerate(prompts):
             row = {"id": prompt.id, "prompt": ids[i], **task_of(prompt), "sampled": [self._judged(prompt, c) for c in sampled[i]]}
@@ -82,24 +77,19 @@ class Evaluator:
             rows.append(row)
         return rows
 
-    def _generate(self, ids, sampling, samples: int, number: int) -> list[list[Completion]]:
-        seed = derive_seed(self.seed, "evaluate", number)
-        return generate(self.model, ids, sampling, samples=samples, eos_ids=self.ends, seed=seed, on_step=self.run.stop_if_asked)
-
     def _judged(self, prompt: Prompt, completion: Completion) -> dict[str, Any]:
-        text = text_of(self.tokenizer, completion.tokens)
+        text = self.answerer.text(completion)
         answer = {"text": text, "tokens": completion.tokens, "finished": completion.finished}
         if self.config.judge == "reward_model":
             return answer
-        verdict = verify(prompt, text)
-        return answer | {"score": verdict.score, "correct": verdict.correct, "failed": verdict.error is not None}
+        return answer | verdict_of(prompt, text)
 
     def measure(self, rows: list[dict[str, Any]], reference: Path, rewards: Mapping[str, Path | None]) -> list[dict[str, Any]]:
         """Add log-probability, KL and what the reward models say to the answers; drop the token ids."""
         groups = [Group(row["prompt"], [c["tokens"] for c in row["sampled"]]) for row in rows]
         tokens = self.config.micro_batch_tokens
-        logps = iter(sequence_logps(self.model, groups, tokens).tolist())
-        del self.model
+        logps = iter(sequence_logps(self.answerer.model, groups, tokens).tolist())
+        del self.answerer.model
         ref_logps = iter(sequence_logps(load_policy(reference, self.run.device), groups, tokens).tolist())
         for answer in (c for row in rows for c in row["sampled"]):
             answer["logp_nats"] = next(logps)
@@ -119,7 +109,7 @@ class Evaluator:
                 answer["score"] = score
 
     def _readable(self, row: dict[str, Any]) -> dict[str, Any]:
-        readable = row | {"prompt": self.tokenizer.decode(row["prompt"]), "sampled": [without_tokens(c) for c in row["sampled"]]}
+        readable = row | {"prompt": self.answerer.tokenizer.decode(row["prompt"]), "sampled": [without_tokens(c) for c in row["sampled"]]}
         return readable | ({"greedy": without_tokens(row["greedy"])} if "greedy" in row else {})
 
 
@@ -134,6 +124,12 @@ def task_of(prompt: Prompt) -> dict[str, str]:
     if isinstance(difficulty, dict):
         difficulty = ", ".join(f"{name}={known[name]}" for name in sorted(difficulty) if isinstance(known.get(name), str | int | float))
     return {name: str(value) for name, value in (("task", known.get("task", "")), ("difficulty", difficulty)) if value != ""}
+
+
+def verdict_of(prompt: Prompt, text: str) -> dict[str, Any]:
+    """What the prompt's own verifier says of an answer."""
+    verdict = verify(prompt, text)
+    return {"score": verdict.score, "correct": verdict.correct, "failed": verdict.error is not None}
 
 
 def without_tokens(answer: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from data.drawing import drawn
 from data.intervals import Interval, wilson
 from data.judge_sets import JudgedPair, load_judge_set
 from data.labelling.agreement import kappa, over_items
@@ -66,13 +67,6 @@ def measure(config: JudgeAccuracyConfig, *, policy: Path | None, cache: Path, se
     run.report({**counts, **judge.costs, **shares}, 0)
     run.log(table)
     return {"rows": len(rows)}
-
-
-def drawn(pairs: list[JudgedPair], rows: int, seed: int) -> list[JudgedPair]:
-    """So many pairs by chance, in their order; all where rows is 0."""
-    if not rows or rows >= len(pairs):
-        return pairs
-    return [pairs[i] for i in sorted(np.random.default_rng(seed).choice(len(pairs), rows, replace=False))]
 
 
 def ask(judge: PairwiseJudge, pairs: Sequence[JudgedPair], name: str, size: int, seed: int, run: Run) -> tuple[list[Judged], Counter[str]]:

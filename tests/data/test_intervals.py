@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from data.intervals import Interval, paired_bootstrap, wilson
+from data.intervals import Interval, paired_bootstrap, ratio_bootstrap, wilson
 
 
 def test_wilson_against_the_closed_form_by_hand():
@@ -17,6 +17,11 @@ def test_wilson_at_the_ends_has_width():
     none, every = wilson(0, 20), wilson(20, 20)
     assert none.low == 0.0 and none.high == pytest.approx(1.959964**2 / (20 + 1.959964**2), abs=1e-6)
     assert every.high == 1.0 and every.low == pytest.approx(1 - none.high)
+
+
+def test_wilson_holds_its_own_share_whatever_the_rounding():
+    for n in range(1, 200):
+        assert wilson(0, n).low == 0.0 and wilson(n, n).high == 1.0 and not wilson(0, n).excludes_zero
 
 
 @pytest.mark.parametrize(("k", "n"), [(3, 2), (-1, 2), (0, 0)])
@@ -72,3 +77,30 @@ def test_the_bootstrap_refuses_what_it_cannot_resample(a, b, match):
 def test_excludes_zero():
     assert Interval(1, 0.1, 2).excludes_zero and Interval(-1, -2, -0.1).excludes_zero
     assert not Interval(0.5, 0.0, 1).excludes_zero
+
+
+def test_the_bootstrap_of_a_ratio_by_hand():
+    """(2, 6) over (1, 2): 8 over 3; of the draws the least is 2/1 and the most 6/2."""
+    found = ratio_bootstrap([2.0, 6.0], [1.0, 2.0], seed=0, n=400)
+    assert (found.mean, found.low, found.high) == (pytest.approx(8 / 3), 2.0, 3.0)
+
+
+def test_the_bootstrap_of_a_ratio_is_near_the_delta_method():
+    """With lengths that go with the values the interval is narrower than with lengths taken as fixed."""
+    noise = np.random.default_rng(0)
+    lengths = noise.integers(10, 200, 500).astype(float)
+    values = lengths * noise.normal(2.0, 0.2, 500)
+    found = ratio_bootstrap(values.tolist(), lengths.tolist(), seed=1)
+    ratio = values.sum() / lengths.sum()
+    width = 1.96 * np.sqrt(((values - ratio * lengths) ** 2).sum()) / lengths.sum()
+    assert (found.high - found.low) / 2 == pytest.approx(width, rel=0.08)
+    assert paired_bootstrap((values / lengths.mean()).tolist(), seed=1).high - ratio > 3 * (found.high - ratio)
+
+
+@pytest.mark.parametrize(
+    ("above", "below", "match"),
+    [([], [], "got 0 and 0"), ([1.0], [1.0, 2.0], "got 1 and 2"), ([1.0], [0.0], "positive"), ([math.nan], [1.0], "finite")],
+)
+def test_no_ratio_of_nothing(above, below, match):
+    with pytest.raises(ValueError, match=match):
+        ratio_bootstrap(above, below, seed=0)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data.intervals import wilson
-from data.measures import Measure, Suite, gain, mean, metrics_of, rate, read_suite, write_suite
+from data.measures import Measure, Suite, broken_down, gain, mean, metrics_of, rate, ratio, read_suite, share, write_suite
 
 
 def test_a_rate_has_wilsons_interval_and_takes_nothing_else():
@@ -36,3 +36,32 @@ def test_a_suite_comes_back_as_it_was_written(tmp_path: Path):
     assert read_suite(tmp_path) == suite
     named = {name.removeprefix("suite/") for name in metrics_of(suite)}
     assert named == {"accuracy", "accuracy_low", "accuracy_high", "perplexity_low", "perplexity_high"}
+
+
+def test_a_share_is_never_sure_for_want_of_spread():
+    """All right: the bootstrap has no width, Wilson's interval has."""
+    sure = share("pass", {"a": 1.0, "b": 1.0}, seed=0, resamples=100)
+    assert (sure.mean, sure.high) == (1.0, 1.0) and sure.low < 0.5
+    mixed = share("pass", {"a": 0.5, "b": 1.0}, seed=0, resamples=100)
+    assert (mixed.mean, mixed.low, mixed.high) == (0.75, 0.5, 1.0)
+
+
+def test_a_ratio_weighs_items_by_their_second_part():
+    found = ratio("nats", {"a": (2.0, 1.0), "b": (6.0, 2.0)}, seed=0, resamples=400)
+    assert (found.mean, found.low, found.high) == (pytest.approx(8 / 3), 2.0, 3.0)
+    assert found.values == {"a": pytest.approx(4 / 3), "b": 4.0}
+    other = ratio("nats", {"b": (4.0, 2.0), "a": (1.0, 1.0)}, seed=0, resamples=400)
+    change = gain(found, other, seed=0, resamples=400)
+    assert change is not None and change.mean == pytest.approx(1.0)
+
+
+def test_shares_by_label():
+    labels = {"a": {"task": "x", "difficulty": "1"}, "b": {"task": "y"}, "c": {"task": "x"}}
+    found = broken_down("accuracy", {"a": 1.0, "b": 0.0, "c": 0.0}, labels, seed=0, resamples=100)
+    means = {measure.name: (measure.mean, len(measure.values)) for measure in found}
+    assert means == {
+        "accuracy": (pytest.approx(1 / 3), 3),
+        "accuracy/difficulty=1": (1.0, 1),
+        "accuracy/task=x": (0.5, 2),
+        "accuracy/task=y": (0.0, 1),
+    }

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,9 +12,13 @@ from data.templates import (
     control_token_in,
     end_of_turn_id,
     load_tokenizer,
+    opening_ids,
     render_completion,
+    render_continuation,
     render_demonstration,
     render_prompt,
+    render_text,
+    render_words,
     stop_ids,
 )
 
@@ -198,3 +204,30 @@ def test_a_folder_without_a_fast_tokenizer_is_refused(tmp_path):
 def test_a_tokenizer_without_an_end_token_is_refused(with_template):
     with pytest.raises(ValueError, match="no eos_token"):
         with_template(TRIMMING, eos_token=None)
+
+
+# Plain texts that go on
+
+
+@pytest.mark.parametrize("name", ["chat_tokenizer", "base_tokenizer"])
+@pytest.mark.parametrize("typed", ["", " <|im_end|></s>"])
+def test_a_text_and_what_goes_on_after_it(request, name, typed):
+    """Together they are the text as a whole, and no control token can be typed."""
+    tokenizer = request.getfixturevalue(name)
+    ids = render_text(tokenizer, f"Hello{typed}\n") + render_continuation(tokenizer, f"Hello{typed}\n", "there")
+    assert tokenizer.decode(ids).strip() == f"Hello{typed}\nthere"
+    assert not set(ids) & set(tokenizer.all_special_ids)
+
+
+def test_what_a_tokenizer_puts_before_every_text(base_tokenizer, chat_tokenizer):
+    from tokenizers.processors import TemplateProcessing
+
+    assert opening_ids(chat_tokenizer) == opening_ids(base_tokenizer) == []
+    begins = copy.deepcopy(base_tokenizer)
+    begins.backend_tokenizer.post_processor = TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    assert opening_ids(begins) == [1] and render_text(begins, "Ho") == [1, *render_text(base_tokenizer, "Ho")]
+
+
+def test_words_of_an_answer_are_those_of_the_completion_without_its_end(chat_tokenizer):
+    words = render_words(chat_tokenizer, SINGLE[:1], "12 <|im_end|>")
+    assert render_completion(chat_tokenizer, SINGLE[:1], "12 <|im_end|>") == [*words, chat_tokenizer.eos_token_id]

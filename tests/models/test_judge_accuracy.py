@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.drawing import drawn
 from data.intervals import wilson
 from data.labelling.agreement import kappa
 from models.configs.ai_judge import AIJudgeConfig
 from models.configs.base_model import ScratchConfig
 from models.configs.judge_accuracy import JudgeAccuracyConfig, JudgeSetConfig
-from models.judge_accuracy import Judged, drawn, human_agreement, measure, measures, tables_of
+from models.judge_accuracy import Judged, human_agreement, measure, measures, tables_of
 from models.judging.local import LocalJudge
 from models.judging.verdicts import Answer
 from models.scratch import make_scratch
@@ -72,9 +73,9 @@ def test_nothing_to_measure_is_nothing():
 
 def test_rows_are_drawn_by_the_seed():
     pairs = list(range(50))
-    assert drawn(pairs, 0, 1) == drawn(pairs, 99, 1) == pairs  # type: ignore[arg-type]
-    few = drawn(pairs, 10, 1)  # type: ignore[arg-type]
-    assert few == sorted(few) == drawn(pairs, 10, 1) != drawn(pairs, 10, 2) and len(few) == 10  # type: ignore[arg-type]
+    assert drawn(pairs, 0, 1) == drawn(pairs, 99, 1) == pairs
+    few = drawn(pairs, 10, 1)
+    assert few == sorted(few) == drawn(pairs, 10, 1) != drawn(pairs, 10, 2) and len(few) == 10
 
 
 @pytest.fixture
