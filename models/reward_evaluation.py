@@ -208,7 +208,8 @@ def metrics_of(measures: Sequence[Measure]) -> dict[str, float]:
     """What the stage reports: every measure with the ends of its interval. MLflow knows letters, digits and ``_-. :/`` in a name."""
     found = {}
     for one in measures:
-        name = re.sub(r"[^\w\-. :]+", "_", one.name.replace("=", ":"))
+        what, slash, subset = one.name.replace("=", ":").partition("/")
+        name = what + slash + re.sub(r"[^\w\-. :]+", "_", subset)
         found |= {
             f"reward_evaluation/{name}": one.mean,
             f"reward_evaluation/{name}_low": one.low,
