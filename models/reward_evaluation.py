@@ -154,7 +154,7 @@ class Evaluation:
 
     def on_people(self, name: str, given: Sequence[PeoplePair]) -> tuple[dict[str, Any], list[Measure]]:
         """How much of one set was used, and the agreement with its people."""
-        pairs, groups = self._rendered(given, name)
+        pairs, groups = self._rendered(given, f"pairs of {name}")
         told = {"people": name, "pairs": len(pairs), "votes": sum(len(one.votes) for one in pairs)}
         if not pairs:
             return told, []
@@ -170,7 +170,7 @@ class Evaluation:
         groups = [pair_group(self.tokenizer, one.pair) for one in unseen]
         fits = [group.n_tokens <= self.config.max_tokens for group in groups]
         long = f"longer than {self.config.max_tokens} tokens"
-        self._note(f"pairs of {where} left out", {"of a prompt trained on": len(given) - len(unseen), long: fits.count(False)})
+        self._note(f"{where} left out", {"of a prompt trained on": len(given) - len(unseen), long: fits.count(False)})
         return [one for one, fit in zip(unseen, fits, strict=True) if fit], [group for group, fit in zip(groups, fits, strict=True) if fit]
 
     def _compared(self, name: str, groups: Sequence[Group]) -> tuple[Array, Array]:

@@ -10,8 +10,8 @@ from data.pair_sets import read_pair_set
 from data.records import Message
 
 ROWS = [
-    {"id": 1, "prompt": "2 + 2?", "chosen": "4", "chosen_model": "a", "rejected": "5", "rejected_model": "b", "subset": "math-prm"},
-    {"id": 2, "prompt": "Say hi", "chosen": "hi", "chosen_model": "a", "rejected": "bye", "rejected_model": "b", "subset": "alpacaeval-easy"},
+    {"prompt": "2 + 2?", "chosen": "4", "chosen_model": "a", "rejected": "5", "rejected_model": "b", "subset": "math-prm", "id": 1},
+    {"prompt": "Say hi", "chosen": "hi", "chosen_model": "a", "rejected": "bye", "rejected_model": "b", "subset": "easy", "id": 2},
 ]
 
 
@@ -22,7 +22,7 @@ def source(path: Path, rows: list[dict], **settings) -> SourceConfig:
 
 def test_rows_of_rewardbench(tmp_path: Path):
     pairs, bad = read_pair_set(source(tmp_path / "filtered.jsonl", ROWS))
-    assert [(one.pair.chosen, one.pair.rejected, one.subset) for one in pairs] == [("4", "5", "math-prm"), ("hi", "bye", "alpacaeval-easy")]
+    assert [(one.pair.chosen, one.pair.rejected, one.subset) for one in pairs] == [("4", "5", "math-prm"), ("hi", "bye", "easy")]
     assert pairs[0].pair.prompt == (Message("user", "2 + 2?"),) and pairs[0].pair.source.endswith("filtered.jsonl")
     assert not bad
 
@@ -46,5 +46,5 @@ def test_a_subset_that_is_no_name_is_none(tmp_path: Path):
 
 
 def test_a_file_without_pairs_is_an_error(tmp_path: Path):
-    with pytest.raises(ValueError, match="has no row with chosen and rejected .*no_pair.*: give pairs"):
+    with pytest.raises(ValueError, match=r"has no row with chosen and rejected .*no_pair.*: give pairs"):
         read_pair_set(source(tmp_path / "x.jsonl", [{"prompt": "a?", "completion": "b"}]))

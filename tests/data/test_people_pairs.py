@@ -18,8 +18,10 @@ def test_a_published_pair_keeps_its_votes():
 
 
 def test_a_ranking_is_all_its_comparisons_by_every_person():
-    found = of_labels([label("person:ada", (0, 1, 1)), label("person:bob", (1, 0, 2)), label("verifier", (2, 1, 0)), label("person:cy", ())])
-    assert [(one.pair.chosen, one.pair.rejected, one.votes) for one in found] == [("a", "b", (1, -1)), ("a", "c", (1, 1)), ("b", "c", (0, 1))]
+    people = [label("person:ada", (0, 1, 1)), label("person:bob", (1, 0, 2)), label("person:cy", ())]
+    found = of_labels([*people, label("verifier", (2, 1, 0))])
+    said = [(one.pair.chosen, one.pair.rejected, one.votes) for one in found]
+    assert said == [("a", "b", (1, -1)), ("a", "c", (1, 1)), ("b", "c", (0, 1))]
     assert {one.item for one in found} == {"item"} and len({one.pair.id for one in found}) == 3
 
 

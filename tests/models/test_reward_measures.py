@@ -34,7 +34,8 @@ def by_name(pairs: JudgedPairs, knobs: Knobs = KNOBS) -> dict[str, Measure]:
 
 def test_by_hand():
     """Margins 2, 1, -1, 0 over lengths 200, 0, -100, 100."""
-    found = by_name(judged([2.0, 1.0, -1.0, 0.0], [0.9, 0.8, 0.3, 0.5], [200.0, 0.0, -100.0, 100.0], {"source=a": [True, True, False, False]}))
+    members = {"source=a": [True, True, False, False]}
+    found = by_name(judged([2.0, 1.0, -1.0, 0.0], [0.9, 0.8, 0.3, 0.5], [200.0, 0.0, -100.0, 100.0], members))
     assert found["accuracy"].mean == 0.5, "equal rewards are not right"
     assert found["accuracy/source=a"].mean == 1.0 and set(found["accuracy/source=a"].values) == {"pair 0", "pair 1"}
     assert found["brier"].mean == pytest.approx((0.01 + 0.04 + 0.49 + 0.25) / 4)
