@@ -133,7 +133,8 @@ def test_what_it_was_trained_on_is_left_out_of_all(plant: Callable[..., Any], tm
     config = CONFIG.model_copy(update={"sets": [SourceConfig(kind="file", name=str(tmp_path / "bench.jsonl"))], "max_tokens": 60})
     found, report = plant(len, config, labels=tmp_path)
     assert report["pairs"] == 41 and report["people"] == [{"people": "labels", "pairs": 1, "votes": 1}]
-    assert report["notes"] == [f"{what} left out: {n} of a prompt trained on" for what, n in (("held-out pairs", 2), ("pairs of labels", 1))]
+    left_out = (("held-out pairs", 2), ("pairs of labels", 1))
+    assert report["notes"] == [f"{what} left out: {count} of a prompt trained on" for what, count in left_out]
     assert found["reward_agreement/people=labels"].mean == 1
 
 
