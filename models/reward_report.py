@@ -17,7 +17,7 @@ def markdown_of(content: Mapping[str, Any]) -> str:
         *_section("Margin by length", _by_length(content["margin_by_length"])),
         *_section("People", _people(content["people"])),
         *_section("Best of n: reward of the best of n answers by this reward", _curve(content["best_of_n"] or [])),
-        *(f"* {_text(note)}" for note in content["notes"]),
+        "\n".join(f"* {_text(note)}" for note in content["notes"]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
