@@ -36,12 +36,37 @@ def expected_calibration_error(p_P: Tensor, bins: int = BINS) -> float:
 
     Source: Naeini et al. 2015; Guo et al. 2017, equation 3.
     """
+    confidence_P, right_P, bin_P = binned(p_P, bins)
+    gap_B = torch.zeros(bins, dtype=torch.float64).index_add(0, bin_P, right_P - confidence_P)
+    return float(gap_B.abs().sum() / len(p_P))
+
+
+def binned(p_P: Tensor, bins: int = BINS) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each pair the confidence max(p, 1 - p), whether the preferred side is the chosen one (1/2 at p = 1/2), and the bin, from 0."""
     p_P = p_P.double()
     confidence_P = torch.maximum(p_P, 1 - p_P)
     right_P = torch.where(p_P == 0.5, 0.5, (p_P > 0.5).double())
     bin_P = ((confidence_P - 0.5) * 2 * bins).ceil().long().sub(1).clamp(0, bins - 1)
-    gap_B = torch.zeros(bins, dtype=torch.float64).index_add(0, bin_P, right_P - confidence_P)
-    return float(gap_B.abs().sum() / len(p_P))
+    return confidence_P, right_P, bin_P
+
+
+def reliability(p_P: Tensor, bins: int = BINS) -> list[dict[str, float]]:
+    """The reliability diagram: of each bin of confidence with a pair in it its edges, mean confidence, accuracy with Wilson's interval.
+
+    By hand: p = (0.9, 0.9, 0.9, 0.1), ten bins: one bin, from 0.85 to 0.9, confidence 0.9, accuracy 3/4.
+
+    Source: Murphy and Winkler 1977; Guo et al. 2017, figure 1.
+    """
+    confidence_P, right_P, bin_P = binned(p_P, bins)
+    rows = []
+    for number in sorted(set(bin_P.tolist())):
+        inside_P = bin_P == number
+        pairs = int(inside_P.sum())
+        share = wilson(int(right_P[inside_P].sum()), pairs)
+        edges = {"low": 0.5 + number / (2 * bins), "high": 0.5 + (number + 1) / (2 * bins)}
+        measured = {"confidence": float(confidence_P[inside_P].mean()), "accuracy": float(right_P[inside_P].mean())}
+        rows.append(edges | measured | {"accuracy_low": share.low, "accuracy_high": share.high, "pairs": pairs})
+    return rows
 
 
 def subsets(groups: Sequence[Group], margins: Sequence[float], sources: Sequence[str]) -> dict[str, list[bool]]:

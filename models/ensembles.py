@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from data.packing import Group
-from models.heads import ScalarModel, load_scalar
+from models.heads import RewardRule, ScalarModel, load_rule, load_scalar
 
 ENSEMBLE_FILE = "ensemble.json"
 
@@ -50,6 +50,15 @@ class Ensemble:
     def member_scores(self, groups: Sequence[Group], max_tokens: int) -> Tensor:
         """Every member's reward, normalised by its own rule: ``[M, C]``."""
         return torch.stack([load_scalar(folder, self.device).score(groups, max_tokens) for folder in self.folders])
+
+    def rules(self) -> list[RewardRule]:
+        """How each member is read."""
+        return [load_rule(folder) for folder in self.folders]
+
+    def probabilities(self, score_MC: Tensor) -> Tensor:
+        """Mean over members of P(first beats second), of completions that come in pairs ``[M, 2 P]``: ``[P]``."""
+        deviation_M1 = torch.tensor([[rule.deviation] for rule in self.rules()], dtype=score_MC.dtype, device=score_MC.device)
+        return torch.sigmoid(deviation_M1 * (score_MC[:, ::2] - score_MC[:, 1::2])).mean(0)
 
     def score(self, groups: Sequence[Group], max_tokens: int) -> Tensor:
         """The ensemble's reward of every completion, in their order: ``[C]``."""

@@ -28,11 +28,15 @@ RULE_FILE = "reward.json"
 
 @dataclass(frozen=True)
 class RewardRule:
-    """How to read a trained reward model: scores become (score - mean) / deviation. The number is read at the end-of-turn token."""
+    """How to read a trained reward model: scores become (score - mean) / deviation. The number is read at the end-of-turn token.
+
+    ``pairs``: the part of the preferences that it was trained on, train or test.
+    """
 
     mean: float = 0.0
     deviation: float = 1.0
     trained_pairs: int = 0
+    pairs: str = "train"
 
 
 class HeadModel(nn.Module):
@@ -158,9 +162,14 @@ H = TypeVar("H", bound=HeadModel)
 
 
 def _with_head(model: H, folder: Path, device: torch.device | str, trainable: bool) -> H:
-    model.rule = RewardRule(**json.loads((folder / RULE_FILE).read_text(encoding="utf-8")))
+    model.rule = load_rule(folder)
     model.head.load_state_dict(load_file(folder / model.file))
     return model.requires_grad_(trainable).to(device)
+
+
+def load_rule(folder: Path) -> RewardRule:
+    """How a trained model is read."""
+    return RewardRule(**json.loads((folder / RULE_FILE).read_text(encoding="utf-8")))
 
 
 def new_scalar(folder: Path, seed: int, device: torch.device | str = "cpu") -> ScalarModel:

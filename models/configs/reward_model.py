@@ -18,6 +18,11 @@ class RewardModelConfig(StageConfig):
         description="Learn from pairs; from all prefixes of equal length of pairs, for a model that guides decoding token by token; "
         "or from all comparisons of K-way rankings.",
     )
+    pairs: Literal["train", "test"] = Field(
+        default="train",
+        description="What it learns from: the pairs that policies are trained on too, or those that are held out, for a second reward "
+        "model by which policies are judged. The two share no prompt. It is measured on the pairs that it does not learn from.",
+    )
     centring_coefficient: float = Field(
         default=0.0, ge=0, description="Weight of (r_better + r_worse)^2, which keeps rewards near 0 (0.01 in the literature); 0 = none."
     )
@@ -53,4 +58,6 @@ class RewardModelConfig(StageConfig):
             raise ValueError(
                 f"tie_threshold {self.tie_threshold} with loss {self.loss}: ties.parquet holds pairs, for bradley_terry; set it to 0"
             )
+        if self.tie_threshold and self.pairs == "test":
+            raise ValueError(f"tie_threshold {self.tie_threshold} with pairs test: no tie is held out; set it to 0")
         return self

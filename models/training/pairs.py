@@ -36,8 +36,10 @@ class Batch:
     pairs: int
 
 
-def read_pairs(path: Path, policy: Path, max_tokens: int, run: Run, *, ties: bool = False) -> Pairs:
+def read_pairs(path: Path, policy: Path, max_tokens: int, run: Run, *, ties: bool = False, most: int = 0) -> Pairs:
     """Pairs of a table, rendered with the tokenizer of ``policy``; with ``ties`` also those of ``ties.parquet`` beside it.
+
+    ``most``: the first so many only; 0 = all.
 
     Raises:
         ValueError: the folder holds rankings only, or ties are asked for and it has no such table.
@@ -49,6 +51,7 @@ def read_pairs(path: Path, policy: Path, max_tokens: int, run: Run, *, ties: boo
         )
     tokenizer = load_tokenizer(policy)
     records = read_table(path, Preference)
+    records = records[:most] if most else records
     untied = len(records)
     records += _tied(path.with_name("ties.parquet")) if ties else []
     groups = [pair_group(tokenizer, record) for record in records]

@@ -17,6 +17,7 @@ from data.packing import Group, Packed, pack, split_by_tokens
 from data.records import Preference, Ranking, normalised_text
 from data.tables import read_table
 from data.templates import load_tokenizer
+from models.held_out import TABLES
 from models.rendering import drop_long, ranking_group
 from models.run import Run
 from models.training.core import Algorithm
@@ -74,10 +75,10 @@ def ordered_pairs(ranking: Ranking) -> list[Pair]:
     ]
 
 
-def read_rankings(folder: Path, policy: Path, max_tokens: int, run: Run) -> Rankings:
-    """Rankings of ``folder``, rendered with the tokenizer of ``policy``.
+def read_rankings(folder: Path, policy: Path, max_tokens: int, run: Run, *, part: str = "train") -> Rankings:
+    """Rankings of ``folder``, rendered with the tokenizer of ``policy``: of the prompts whose pairs are not held out, or of the others.
 
-    Those that order nothing are left out and counted, and so are those of prompts with held-out pairs, on which a reward model is measured.
+    Those that order nothing are left out and counted.
 
     Raises:
         ValueError: the folder holds pairs only, a ranking has fewer than two completions, or all are tied.
@@ -88,7 +89,7 @@ def read_rankings(folder: Path, policy: Path, max_tokens: int, run: Run) -> Rank
             f"{folder} holds pairs (preferences.parquet) and no rankings: use the pairwise loss (reward_model loss bradley_terry, or the "
             "stage dpo), or give data with rankings.parquet (curate.rankings, or the stage collect_preferences)"
         )
-    records = _without_held_out(read_table(path, Ranking), folder / "test_preferences.parquet", run)
+    records = _of_part(read_table(path, Ranking), folder / TABLES["test"], part, run)
     lonely = next((r for r in records if len(r.completions) < 2), None)
     if lonely is not None:
         raise ValueError(f"ranking {lonely.id} has {len(lonely.completions)} completion: a ranking orders at least two; drop it")
@@ -106,14 +107,17 @@ def read_rankings(folder: Path, policy: Path, max_tokens: int, run: Run) -> Rank
     )
 
 
-def _without_held_out(records: list[Ranking], table: Path, run: Run) -> list[Ranking]:
+def _of_part(records: list[Ranking], table: Path, part: str, run: Run) -> list[Ranking]:
     """Preference collection ranks the completions of all prompts and holds out some prompts' pairs."""
     if not table.is_file():
         return records
     held_out = {normalised_text(pair.prompt) for pair in read_table(table, Preference)}
-    kept = [record for record in records if normalised_text(record.prompt) not in held_out]
+    kept = [record for record in records if (normalised_text(record.prompt) in held_out) == (part == "test")]
+    if part == "test" and not kept:
+        raise ValueError(f"no ranking in {table.parent} is of a held-out prompt: train on the held-out pairs, with loss bradley_terry")
     if len(kept) < len(records):
-        run.log(f"{len(records) - len(kept)} of {len(records)} rankings are of prompts whose pairs are held out, and are left out")
+        which = "held out" if part == "train" else "not held out"
+        run.log(f"{len(records) - len(kept)} of {len(records)} rankings are of prompts whose pairs are {which}, and are left out")
     return kept
 
 

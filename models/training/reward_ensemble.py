@@ -9,13 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from data.files import sha256_of
 from models.calibration import REPORT_FILE, calibration_metrics, judge_probabilities, subsets
 from models.configs.ensembles import EnsembleConfig
 from models.ensembles import ENSEMBLE_FILE, Ensemble, aggregate_scores, load_reward
-from models.heads import HEAD_FILE, RULE_FILE
+from models.heads import HEAD_FILE
 from models.loading import copy_tokenizer
 from models.run import Run
 from models.training.pairs import read_pairs
@@ -68,10 +66,7 @@ def _measure(config: EnsembleConfig, tokenizer: Path, table: Path, run: Run) -> 
     ensemble = load_reward(run.out, run.device)
     assert isinstance(ensemble, Ensemble)
     score_MC = ensemble.member_scores(held_out.groups, config.micro_batch_tokens).cpu().double()
-    rules = [json.loads((folder / RULE_FILE).read_text(encoding="utf-8")) for folder in ensemble.folders]
-    deviation_M1 = torch.tensor([[rule["deviation"]] for rule in rules], dtype=torch.float64)
-    p_P = torch.sigmoid(deviation_M1 * (score_MC[:, ::2] - score_MC[:, 1::2])).mean(0)
-    judged = judge_probabilities(p_P, subsets(held_out.groups, held_out.margin_P.tolist(), held_out.sources))
+    judged = judge_probabilities(ensemble.probabilities(score_MC), subsets(held_out.groups, held_out.margin_P.tolist(), held_out.sources))
     aggregated_P2 = aggregate_scores(score_MC, config.aggregate, config.coefficient).view(-1, 2)
     judged["accuracy_aggregated"] = float((aggregated_P2[:, 0] > aggregated_P2[:, 1]).double().mean())
     judged["disagreement"] = float(score_MC.std(0, correction=0).mean())

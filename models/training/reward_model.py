@@ -6,6 +6,7 @@ a ranking's completions.
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from torch import Tensor
 from data.packing import Group
 from data.templates import load_tokenizer
 from models.calibration import REPORT_FILE, calibration_metrics, judge_probabilities, subsets
+from models.compared import compare_completions
 from models.configs.guidance import TokenRewardConfig
 from models.configs.reward_model import RewardModelConfig
 from models.heads import HeadModel, RewardRule, ScalarModel, new_scalar, save_scalar
+from models.held_out import TABLES, other_part, require_apart
 from models.lora import add_adapters
 from models.losses.guidance import prefix_bradley_terry_loss
 from models.losses.rankings import centring_penalty, k_wise_loss
@@ -95,15 +98,21 @@ class KWise(RankingAlgorithm):
         }
 
 
+MEASURED_PAIRS = 512  # of the training pairs, by which a model of the held-out ones is measured: its interval is narrow enough
 PAIR_LOSSES = {"bradley_terry": BradleyTerry, "prefix_bradley_terry": PrefixBradleyTerry}
 
 
 def train(config: RewardModelConfig, *, policy: Path, preferences: Path, seed: int, run: Run) -> dict[str, Any]:
-    """Train a scalar head on the backbone of ``policy``; measure it on held-out pairs where there are any.
+    """Train a scalar head on the backbone of ``policy``; measure it on pairs that it does not learn from, where there are any.
 
     The saved rule makes rewards of the training completions mean 0 and deviation 1. ``report.json`` holds accuracy and calibration on the
-    held-out pairs, of all and by subset.
+    held-out pairs, of all and by subset; of a model of the held-out pairs, on the first 512 of the others.
+
+    Raises:
+        ValueError: it is to learn from held-out pairs and there are none, or they share a prompt with the others.
     """
+    if config.pairs == "test":
+        require_apart(preferences)
     model = new_scalar(policy, seed, run.device)
     add_adapters(model.backbone, config.lora, seed)
     algorithm, groups, comparisons = _algorithm(config, model, policy, preferences, seed, run)
@@ -111,8 +120,9 @@ def train(config: RewardModelConfig, *, policy: Path, preferences: Path, seed: i
     updates = updates_for(len(groups), config.batch_size, config.epochs, config.max_updates)
     loop = fit(run, algorithm, {"model": Trainee(model, config.optim)}, updates, config.checkpoint)
     model.requires_grad_(False)
-    model.rule = rule_of(model, groups, comparisons, config.micro_batch_tokens)
-    measured = measure(model, preferences, policy, config, run, updates)
+    model.rule = replace(rule_of(model, groups, comparisons, config.micro_batch_tokens), pairs=config.pairs)
+    unseen = preferences / TABLES[other_part(config.pairs)]
+    measured = measure(model, unseen, policy, config, run, updates, most=MEASURED_PAIRS if config.pairs == "test" else 0)
     save_scalar(model, policy, run.out)
     return {"updates": updates, "pairs": comparisons, "skipped_updates": loop.skipped} | measured
 
@@ -122,9 +132,9 @@ def _algorithm(
 ) -> tuple[BradleyTerry | KWise, list[Group], int]:
     """The loss in force, what it learns from, and how many comparisons that makes."""
     if config.loss != "k_wise":
-        pairs = read_pairs(preferences / "preferences.parquet", policy, config.max_tokens, run, ties=config.tie_threshold > 0)
+        pairs = read_pairs(preferences / TABLES[config.pairs], policy, config.max_tokens, run, ties=config.tie_threshold > 0)
         return PAIR_LOSSES[config.loss](model, pairs, config, seed, run), pairs.groups, len(pairs.groups)
-    rankings = read_rankings(preferences, policy, config.max_tokens, run)
+    rankings = read_rankings(preferences, policy, config.max_tokens, run, part=config.pairs)
     if config.use_margin and not rankings.scored:
         raise ValueError("use_margin needs scores, and these rankings have ranks only: set use_margin to false, or rank with a judge")
     return KWise(model, rankings, config, seed, run), rankings.groups, sum(map(len, rankings.pairs))
@@ -137,18 +147,16 @@ def rule_of(model: HeadModel, groups: Sequence[Group], comparisons: int, max_tok
 
 
 def measure(
-    model: HeadModel, preferences: Path, policy: Path, config: RewardModelConfig | TokenRewardConfig, run: Run, updates: int
+    model: HeadModel, table: Path, policy: Path, config: RewardModelConfig | TokenRewardConfig, run: Run, updates: int, most: int = 0
 ) -> dict[str, Any]:
-    """Accuracy and calibration on the held-out pairs, p = sigmoid(r_chosen - r_rejected) of the rewards before the rule scales them.
+    """Accuracy and calibration on the pairs of a table, p = sigmoid(r_chosen - r_rejected) of the rewards before the rule scales them.
 
-    Nothing where no pairs are held out.
+    Nothing where there is no such table. ``most``: the first so many pairs only; 0 = all.
     """
-    table = preferences / "test_preferences.parquet"
     if not table.is_file():
         return {}
-    held_out = read_pairs(table, policy, config.max_tokens, run)
-    score_P2 = torch.tensor(score_groups(model, held_out.groups, config.micro_batch_tokens), dtype=torch.float64)
-    p_P = torch.sigmoid(model.rule.deviation * (score_P2[:, 0] - score_P2[:, 1]))
+    held_out = read_pairs(table, policy, config.max_tokens, run, most=most)
+    p_P = compare_completions(model, held_out.groups, config.micro_batch_tokens).p_P
     judged = judge_probabilities(p_P, subsets(held_out.groups, held_out.margin_P.tolist(), held_out.sources))
     (run.out / REPORT_FILE).write_text(json.dumps(judged, indent=1), encoding="utf-8")
     run.report(calibration_metrics(judged), updates)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.configs.guidance import TokenRewardConfig
 from models.heads import TokenRewardModel, new_token_reward, save_scalar
+from models.held_out import TABLES
 from models.loading import load_policy
 from models.logprobs import head_weight, hidden_states
 from models.losses.guidance import best_continuation_loss
@@ -100,6 +101,6 @@ def train(config: TokenRewardConfig, *, policy: Path, preferences: Path, seed: i
     )
     model.requires_grad_(False)
     model.rule = rule_of(model, pairs.groups, len(pairs.groups), config.micro_batch_tokens)
-    measured = measure(model, preferences, policy, config, run, updates)
+    measured = measure(model, preferences / TABLES["test"], policy, config, run, updates)
     save_scalar(model, policy, run.out)
     return {"updates": updates, "pairs": len(pairs.groups), "skipped_updates": loop.skipped} | measured

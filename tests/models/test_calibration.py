@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from data.groups import pair_group
+from data.intervals import wilson
 from data.packing import Group, pack
 from data.records import Preference
 from data.tables import read_table
-from models.calibration import brier_score, calibration_metrics, expected_calibration_error, judge_probabilities, subsets
+from models.calibration import brier_score, calibration_metrics, expected_calibration_error, judge_probabilities, reliability, subsets
 from models.configs.optimisation import OptimConfig
 from models.configs.reward_model import RewardModelConfig
 from models.heads import load_scalar
@@ -44,6 +45,20 @@ def test_brier_by_hand():
 )
 def test_expected_calibration_error_by_hand(p: list[float], wanted: float):
     assert expected_calibration_error(torch.tensor(p, dtype=torch.float64)) == pytest.approx(wanted, abs=1e-12)
+
+
+def test_reliability_by_hand():
+    """Three of four right at confidence 0.9, one right at 1; the bins of the diagram add up to the calibration error."""
+    p_P = torch.tensor([0.9, 0.9, 0.9, 0.1, 1.0], dtype=torch.float64)
+    low, high = reliability(p_P)
+    share = wilson(3, 4)
+    assert (low["low"], low["high"], low["pairs"]) == (pytest.approx(0.85), pytest.approx(0.9), 4)
+    assert (low["confidence"], low["accuracy"]) == (pytest.approx(0.9), 0.75)
+    assert (low["accuracy_low"], low["accuracy_high"]) == (share.low, share.high)
+    assert (high["confidence"], high["accuracy"], high["pairs"], high["high"]) == (1.0, 1.0, 1, 1.0)
+    noise_P = torch.rand(300, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    error = sum(row["pairs"] / 300 * abs(row["accuracy"] - row["confidence"]) for row in reliability(noise_P, 7))
+    assert error == pytest.approx(expected_calibration_error(noise_P, 7))
 
 
 def test_expected_calibration_error_against_numpy():
