@@ -28,7 +28,9 @@ class WinRateConfig(StageConfig):
         default_factory=lambda: SamplingConfig(max_tokens=256), description="How both policies answer, with the same seed."
     )
     resamples: int = Field(default=2_000, ge=100, description="Bootstrap resamples over prompts.")
-    chunk_prompts: int = Field(default=64, ge=1, description="Prompts answered, or judged, between two saves. It orders the sampling noise.")
+    chunk_prompts: int = Field(
+        default=64, ge=1, description="Prompts answered, or judged, between two saves. It orders the sampling noise."
+    )
 
     @model_validator(mode="after")
     def _comparable(self) -> "WinRateConfig":

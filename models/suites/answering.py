@@ -1,6 +1,5 @@
 """What suites put to a policy, and what it answers: the same prompts and the same sampling noise for every policy of a seed."""
 
-import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +36,7 @@ def items_of(config: PromptsConfig, data: Path | None, run: Run) -> list[Item]:
     """
     if config.source == "held_out":
         if data is None:
-            raise ValueError("the suite's prompts are the held-out ones, and the stage was given no data: give it, or name a file or hub set")
+            raise ValueError("the suite's prompts are the held-out ones, and the stage was given no data: give it, or name a file")
         prompts = read_table(data / "test_prompts.parquet", Prompt)
         return [Item(prompt) for prompt in (prompts[: config.rows] if config.rows else prompts)]
     source = config.of_kind(config.source)
@@ -93,10 +92,7 @@ def answers_of(
             for completions in rows
         ]
 
-    answers = map_chunks(run, name, prompts, size, work)
-    del model
-    gc.collect()  # the next model's weights take its place
-    return answers
+    return map_chunks(run, name, prompts, size, work)
 
 
 def readable(messages: Messages) -> str:

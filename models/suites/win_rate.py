@@ -1,5 +1,6 @@
 """Suite entry: how often a judge prefers the policy's answers to those of a reference policy, or to reference texts."""
 
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,9 +23,9 @@ from models.suites.answering import Item, answers_of, items_of, readable
 from models.suites.length_control import RIDGE, length_controlled
 
 LENGTH_NOTE = (
-    "win_rate_length_controlled: logistic regression of wins on tanh(length difference in tokens / its standard deviation), at difference 0 "
-    "(Dubois et al. 2024), without the paper's term for the difficulty of each instruction, which needs many models; verdicts are win, tie "
-    f"and loss; ridge {RIDGE}"
+    "win_rate_length_controlled: logistic regression of wins on tanh(length difference in tokens / its standard deviation), read at "
+    "difference 0 (Dubois et al. 2024), without the paper's term for the difficulty of each instruction, which needs many models; "
+    f"verdicts are win, tie and loss; ridge {RIDGE}"
 )
 
 
@@ -91,6 +92,7 @@ def _texts(
     def written(folder: Path, name: str) -> list[str]:
         prompts = [item.prompt.messages for item in items]
         rows = answers_of(folder, prompts, config.sampling, name=name, samples=1, size=config.chunk_prompts, seed=seed, run=run)
+        gc.collect()  # the next model's weights take its place
         return [row[0]["text"] for row in rows]
 
     own = written(policy, "answers")
@@ -114,7 +116,7 @@ def judged(judge: Judging, candidates: Sequence[Candidates], size: int, seed: in
     rows, counts = in_chunks(run, "compared", judge, candidates, size, work)
     compared = [Compared(**row) for row in rows]
     if all(each.verdict is None for each in compared):
-        raise ValueError(f"the judge abstained from all {len(compared)} comparisons ({compared[0].reason or 'no reason given'}): ask another")
+        raise ValueError(f"the judge abstained from all {len(compared)} comparisons ({compared[0].reason or 'no reason'}): ask another")
     return compared, {**counts, **(judge.costs if isinstance(judge, PairwiseJudge) else {})}
 
 

@@ -64,7 +64,8 @@ def test_measures_by_hand():
 
 def test_extrapolation_over_lengths_is_said():
     compared = [Compared(1)] * 2
-    noted = [suite_of(WinRateConfig(), ["a", "b"], [pair(0), pair(1)], compared, gaps, 0).notes for gaps in ([(2, 1)] * 2, [(2, 1), (1, 2)])]
+    lengths = ([(2, 1)] * 2, [(2, 1), (1, 2)])
+    noted = [suite_of(WinRateConfig(), ["a", "b"], [pair(0), pair(1)], compared, gaps, 0).notes for gaps in lengths]
     assert ["extrapolated" in " ".join(notes) for notes in noted] == [True, False]
 
 
