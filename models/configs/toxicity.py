@@ -32,7 +32,7 @@ class ToxicityConfig(StageConfig):
     sampling: SamplingConfig = Field(default_factory=lambda: SamplingConfig(max_tokens=128), description="How they are sampled.")
     resamples: int = Field(default=2_000, ge=100, description="Bootstrap resamples over prompts.")
     chunk_prompts: int = Field(default=64, ge=1, description="Prompts answered between two saves. It orders the sampling noise.")
-    max_classifier_tokens: int = Field(default=512, ge=8, description="Folder: longest answer that is read, in tokens; the rest is cut off.")
+    max_classifier_tokens: int = Field(default=512, ge=8, description="Folder: tokens of an answer that are read; the rest is cut off.")
     batch_texts: int = operational(16, "Folder: answers classified at once.", ge=1)
 
     @model_validator(mode="after")

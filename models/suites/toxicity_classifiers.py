@@ -14,9 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification
-
-from data.templates import load_tokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 NEITHER = "neither"
 _WORD = re.compile(r"[a-zA-Z0-9_]+")  # as the packaged model was trained
@@ -57,8 +55,8 @@ class WordsClassifier:
     def note(self) -> str:
         """What to know of its numbers."""
         return (
-            f"toxicity by a linear classifier of English words (hatesonar, tweets of Davidson et al. 2017): a text of which it knows no word "
-            f"has {self(['']).pop().toxic:.2f}; slurs and some names of groups weigh, what a sentence means does not"
+            "toxicity by a linear classifier of English words (hatesonar, tweets of Davidson et al. 2017): a text of which it knows no "
+            f"word has {self(['']).pop().toxic:.2f}; slurs and some names of groups weigh, what a sentence means does not"
         )
 
     def __call__(self, texts: Sequence[str]) -> list[Toxicity]:
@@ -117,7 +115,9 @@ class SequenceClassifier:
     def __init__(self, folder: Path, toxic_labels: Sequence[str], max_tokens: int, batch_texts: int, device: torch.device | str) -> None:
         if not list(folder.glob("*.safetensors")):
             raise ValueError(f"{folder} holds no weights in safetensors: convert the classifier, other formats can run code when loaded")
-        self.tokenizer = load_tokenizer(folder)
+        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
         model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype="auto")
         self.model = torch.nn.Module.to(model.eval().requires_grad_(False), device)
         self.labels = [str(model.config.id2label[number]) for number in range(model.config.num_labels)]
@@ -125,7 +125,9 @@ class SequenceClassifier:
         if not self.toxic or not set(self.toxic) <= set(self.labels):
             raise ValueError(f"the classifier in {folder} has the labels {self.labels}: say in toxic_labels which of them mean toxic")
         self.independent = model.config.problem_type == "multi_label_classification" or len(self.labels) == 1
-        self.max_tokens, self.batch_texts = max_tokens, batch_texts
+        model.config.pad_token_id = self.tokenizer.pad_token_id
+        known = getattr(model.config, "max_position_embeddings", max_tokens)
+        self.room, self.batch_texts = min(max_tokens, self.tokenizer.model_max_length, known), batch_texts
         self.note = f"toxicity by the classifier in {folder.name}: {' + '.join(self.toxic)}"
 
     def __call__(self, texts: Sequence[str]) -> list[Toxicity]:
@@ -134,11 +136,8 @@ class SequenceClassifier:
 
     @torch.no_grad()
     def _read(self, texts: list[str]) -> list[Toxicity]:
-        if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.model.config.pad_token_id = self.tokenizer.pad_token_id
-        room = min(self.max_tokens, getattr(self.model.config, "max_position_embeddings", self.max_tokens))
-        encoded = self.tokenizer(texts, padding=True, truncation=True, max_length=room, return_tensors="pt").to(self.model.device)
+        shown = [text or " " for text in texts]  # a batch of no tokens at all cannot be run
+        encoded = self.tokenizer(shown, padding=True, truncation=True, max_length=self.room, return_tensors="pt").to(self.model.device)
         logits_BC = self.model(**encoded).logits.float()
         p_BC = (logits_BC.sigmoid() if self.independent else logits_BC.softmax(-1)).tolist()
         return [self._result(dict(zip(self.labels, row, strict=True))) for row in p_BC]
