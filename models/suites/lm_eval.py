@@ -30,7 +30,7 @@ def measure(config: LMEvalConfig, *, policy: Path, seed: int, run: Run) -> dict[
         ConnectionError: a task's data is on a hub that cannot be reached.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise ValueError("the suite lm_eval needs the extra lm-eval, which is not installed: pip install -c constraints.txt -e '.[lm-eval]'")
+        raise ValueError("the suite lm_eval needs the extra lm-eval, which is not there: pip install -c constraints.txt -e '.[lm-eval]'")
     os.environ["HF_EVALUATE_OFFLINE"] = "1"  # metrics of the evaluate library are code that is fetched
     from lm_eval.evaluator import evaluate
 

@@ -98,7 +98,7 @@ class PolicyLM(TemplateLM):
         """The end of a context that is too long; what is scored stays whole."""
         room = self.max_length + 1 - len(continuation)  # the last token is scored and never read
         if room < 1:
-            raise ValueError(f"a continuation of {len(continuation)} tokens is longer than the policy reads ({self.max_length}): shorten it")
+            raise ValueError(f"a continuation of {len(continuation)} tokens is longer than the policy reads ({self.max_length})")
         return context[-room:], continuation
 
     @torch.no_grad()
@@ -163,7 +163,7 @@ class PolicyLM(TemplateLM):
     def _answers(self, contexts: Sequence[str], sampling: SamplingConfig, stops: list[str], name: str) -> list[str]:
         room = self.max_length - sampling.max_tokens
         if room < 1:
-            raise ValueError(f"a task of lm-eval wants answers of {sampling.max_tokens} tokens, and the policy reads {self.max_length} in all")
+            raise ValueError(f"a task wants answers of {sampling.max_tokens} tokens, and the policy reads {self.max_length} in all")
 
         def work(number: int, chunk: Sequence[str]) -> list[Any]:
             prompts = [self.tok_encode(context)[-room:] for context in chunk]
