@@ -26,7 +26,7 @@ def measure(config: LMEvalConfig, *, policy: Path, seed: int, run: Run) -> dict[
     Metrics that are means have values by document and can be paired; the others have a bootstrap interval of their own aggregation.
 
     Raises:
-        ValueError: lm-eval is not installed, a task is unknown, runs generated code, or needs a metric that is code from a hub.
+        ValueError: lm-eval is not installed, a task is unknown, has no data, runs generated code, or needs a metric that is code from a hub.
         ConnectionError: a task's data is on a hub that cannot be reached.
     """
     if importlib.util.find_spec("lm_eval") is None:
@@ -71,6 +71,8 @@ def load_tasks(config: LMEvalConfig, seed: int) -> dict[str, Any]:
         _check_known(name, manager)
     try:
         loaded = manager.load(config.tasks)
+    except FileNotFoundError as error:
+        raise ValueError(f"the data of {', '.join(config.tasks)} is not there: {error}") from error
     except (ConnectionError, TimeoutError, OSError) as error:
         raise ConnectionError(
             f"the data of {', '.join(config.tasks)} cannot be loaded ({type(error).__name__}: {error}). Without the hub: a task file of "
@@ -129,14 +131,14 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], dict[st
 
 def _measure(task: str, key: tuple[str, str], values: Mapping[str, Any], owner: Any, resamples: int, seed: int) -> Measure | None:
     metric, kept = key
-    name = f"{task}/{metric}" + ("" if kept == "none" else f"/filter={kept}")
+    name = "/".join([task, metric, *([] if kept == "none" else [f"filter={kept}"])])
     higher = owner.higher_is_better().get(metric)
     better: Better = "neither" if higher is None else "higher" if higher else "lower"
     aggregate = owner.aggregation().get(metric)
     if aggregate is None:
         return None
     if getattr(aggregate, "__name__", "") in ("mean", "nanmean") and all(_is_finite(value) for value in values.values()):
-        named = {f"{task}/{document}": float(value) for document, value in values.items()}
+        named = {"/".join((task, document)): float(value) for document, value in values.items()}
         return mean(name, named, seed=seed, resamples=resamples, better=better)
     return _aggregated(name, list(values.values()), aggregate, seed, better)
 
@@ -160,4 +162,4 @@ def _item(task: str, row: Mapping[str, Any]) -> dict[str, Any]:
     asked = row["arguments"][0][0] if row["arguments"] else ""
     shown = {"prompt": asked, "target": row["target"], "answer": row["filtered_resps"]}
     values = {metric: float(row[metric]) for metric in row["metrics"] if _is_finite(row[metric])}
-    return {"id": f"{task}/{row['doc_id']}", "task": task} | {key: str(text)[:_SHOWN_CHARACTERS] for key, text in shown.items()} | values
+    return {"id": "/".join((task, str(row["doc_id"]))), "task": task} | {key: str(text)[:_SHOWN_CHARACTERS] for key, text in shown.items()} | values
