@@ -26,7 +26,7 @@ def measure(config: LMEvalConfig, *, policy: Path, seed: int, run: Run) -> dict[
     Metrics that are means have values by document and can be paired; the others have a bootstrap interval of their own aggregation.
 
     Raises:
-        ValueError: lm-eval is not installed, a task is unknown, has no data, runs generated code, or needs a metric that is code from a hub.
+        ValueError: lm-eval is not installed; a task is unknown, has no data, runs generated code, or needs a metric from a hub.
         ConnectionError: a task's data is on a hub that cannot be reached.
     """
     if importlib.util.find_spec("lm_eval") is None:
@@ -162,4 +162,5 @@ def _item(task: str, row: Mapping[str, Any]) -> dict[str, Any]:
     asked = row["arguments"][0][0] if row["arguments"] else ""
     shown = {"prompt": asked, "target": row["target"], "answer": row["filtered_resps"]}
     values = {metric: float(row[metric]) for metric in row["metrics"] if _is_finite(row[metric])}
-    return {"id": "/".join((task, str(row["doc_id"]))), "task": task} | {key: str(text)[:_SHOWN_CHARACTERS] for key, text in shown.items()} | values
+    texts = {key: str(text)[:_SHOWN_CHARACTERS] for key, text in shown.items()}
+    return {"id": "/".join((task, str(row["doc_id"]))), "task": task} | texts | values
