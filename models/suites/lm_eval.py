@@ -40,7 +40,7 @@ def measure(config: LMEvalConfig, *, policy: Path, seed: int, run: Run) -> dict[
     random.seed(own)
     np.random.seed(own)
     loaded = load_tasks(config, own)
-    results = evaluate(
+    results: Any = evaluate(
         PolicyLM(policy, config, own, run),
         loaded,
         limit=config.limit or None,

@@ -157,7 +157,7 @@ class PolicyLM(TemplateLM):
             raise ValueError(f"a task of lm-eval asks for {other}, which the sampler does not do; it knows {', '.join(sorted(_KNOWN))}")
         stops = [*(stop for stop in known["until"] if stop), str(self.tokenizer.decode([self.eot_token_id]))]
         sampled = {name: known[name] for name in ("temperature", "top_k", "top_p") if known.get(name) is not None}
-        chosen = sampled if known.get("do_sample") else {"temperature": 0.0}
+        chosen: dict[str, Any] = sampled if known.get("do_sample") else {"temperature": 0.0}
         return SamplingConfig(**chosen, max_tokens=known["max_gen_toks"], max_rows=self.settings.max_rows), stops
 
     def _answers(self, contexts: Sequence[str], sampling: SamplingConfig, stops: list[str], name: str) -> list[str]:
@@ -168,7 +168,7 @@ class PolicyLM(TemplateLM):
         def work(number: int, chunk: Sequence[str]) -> list[Any]:
             prompts = [self.tok_encode(context)[-room:] for context in chunk]
             seed, guide = derive_seed(self.seed, name, number), StopTexts(self.tokenizer, stops, self.ends[0])
-            given = {"samples": 1, "eos_ids": self.ends, "seed": seed, "on_step": self.run.stop_if_asked, "guide": guide}
+            given: dict[str, Any] = {"samples": 1, "eos_ids": self.ends, "seed": seed, "on_step": self.run.stop_if_asked, "guide": guide}
             rows = generate(self.policy, prompts, sampling, **given)
             tokens = [row[0].tokens[:-1] if row[0].finished else row[0].tokens for row in rows]
             return [postprocess_generated_text(text_of(self.tokenizer, own), stops, None) for own in tokens]

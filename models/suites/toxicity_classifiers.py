@@ -29,9 +29,12 @@ class Toxicity:
 
 
 class Classifier(Protocol):
-    """Anything that reads texts; ``note`` says what to know of its numbers."""
+    """Anything that reads texts."""
 
-    note: str
+    @property
+    def note(self) -> str:
+        """What to know of its numbers."""
+        ...
 
     def __call__(self, texts: Sequence[str]) -> list[Toxicity]:
         """One result a text."""
@@ -85,13 +88,14 @@ def load_packaged() -> WordsClassifier:
     if found is None or found.origin is None:
         raise ModuleNotFoundError("the packaged toxicity classifier is in hatesonar: pip install 'hatesonar>=0.1,<0.2' onnx")
     import onnx
+    from onnx import helper, numpy_helper
 
     path = Path(found.origin).parent / "model" / "model.onnx"
     graph = onnx.load(path, load_external_data=False).graph
     attributes: dict[tuple[str, str], Any] = {
-        (node.op_type, own.name): onnx.helper.get_attribute_value(own) for node in graph.node for own in node.attribute
+        (node.op_type, own.name): helper.get_attribute_value(own) for node in graph.node for own in node.attribute
     }
-    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     try:
         words = [word.decode() for word in attributes["TfIdfVectorizer", "pool_strings"]]
         places = attributes["TfIdfVectorizer", "ngram_indexes"]
@@ -118,8 +122,8 @@ class SequenceClassifier:
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype="auto")
-        self.model = torch.nn.Module.to(model.eval().requires_grad_(False), device)
+        model: Any = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype="auto")
+        self.model: Any = torch.nn.Module.to(model.eval().requires_grad_(False), device)
         self.labels = [str(model.config.id2label[number]) for number in range(model.config.num_labels)]
         self.toxic = list(toxic_labels) or [label for label in self.labels if label.lower().startswith("toxic")]
         if not self.toxic or not set(self.toxic) <= set(self.labels):
