@@ -67,6 +67,10 @@ class Profanity:
                 return Rejected(row, "profanity", f"{profane} of {len(words)} words, such as {kinds}")
         return row
 
+    def profane_in(self, text: str) -> int:
+        """How many words of a text are profane."""
+        return sum(map(len, self.found(_entry(text))))
+
     def found(self, words: Sequence[str]) -> list[tuple[str, ...]]:
         """The entries that occur as whole words, the longest at each place, none overlapping another."""
         found, position = [], 0
@@ -137,12 +141,22 @@ class Refusals:
 
     def __call__(self, row: Row) -> Row | Rejected:
         for text in texts_in(row, self.settings.scope):
-            plain = " ".join(text.replace("\u2019", "'").lower().split())
-            if self.settings.refusals and (found := _REFUSAL.search(plain[: self.settings.opening_characters])):
-                return Rejected(row, "refusal", shown(found[0]))
+            plain = _plain(text)
+            if self.settings.refusals and (words := refusal_in(text, self.settings.opening_characters)):
+                return Rejected(row, "refusal", shown(words))
             if self.settings.self_reference and (found := _SELF_REFERENCE.search(plain)):
                 return Rejected(row, "self_reference", shown(found[0]))
         return row
+
+
+def refusal_in(text: str, opening_characters: int | None = None) -> str:
+    """The words with which a text declines to answer, looked for in its opening or anywhere; "" where it does not. English only."""
+    found = _REFUSAL.search(_plain(text)[:opening_characters])
+    return found[0] if found else ""
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.replace("\u2019", "'").lower().split())
 
 
 _LINE_CHARACTERS = 200

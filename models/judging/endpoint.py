@@ -10,8 +10,8 @@ from models.configs.ai_judge import AIJudgeConfig
 from models.judging.answers import AnswerCache, Paid, request_key
 from models.judging.budget import Budget
 from models.judging.fetching import Fetch, Tally
-from models.judging.questions import Question, ask
-from models.judging.verdicts import UNREADABLE, Answer, json_schema, read_verdict
+from models.judging.questions import PAIRWISE, Form, Question
+from models.judging.verdicts import UNREADABLE, Answer
 
 REFUSED = "refused by the endpoint"
 
@@ -23,13 +23,14 @@ class Endpoint:
         config: address, model, limits and prices.
         cache: answers that were paid for before.
         payer: on whose account answers go, such as a stage's key: its budget is that of all its attempts.
+        form: what kind of question it is asked.
 
     Raises:
         ValueError: the environment variable of the key is not set, or holds what cannot be a key.
     """
 
-    def __init__(self, config: AIJudgeConfig, cache: AnswerCache, payer: str) -> None:
-        self.config, self.cache = config, cache
+    def __init__(self, config: AIJudgeConfig, cache: AnswerCache, payer: str, form: Form = PAIRWISE) -> None:
+        self.config, self.cache, self.form = config, cache, form
         self.budget = Budget(config, cache, payer)
         self.tally = Tally()
         self._headers = {"Content-Type": "application/json"} | _authorisation(config.api_key_variable)
@@ -50,7 +51,7 @@ class Endpoint:
         if missing:
             fetch = Fetch(self.config, self._headers, missing, self.cache, self.budget, self.tally, tick)
             found |= asyncio.run(fetch.answers())
-        return [_answer(found[key]) for key in keys]
+        return [self._answer(found[key]) for key in keys]
 
     @property
     def counts(self) -> dict[str, float]:
@@ -73,7 +74,7 @@ class Endpoint:
         }
 
     def _body(self, question: Question) -> bytes:
-        system, user = ask(self.config, question)
+        system, user = self.form.ask(self.config, question)
         row: dict[str, Any] = {
             "model": self.config.model,
             "messages": [{"role": "system", "content": system}, {"role": "user", "content": user}],
@@ -83,15 +84,14 @@ class Endpoint:
         if self.config.answer_format == "json_object":
             row["response_format"] = {"type": "json_object"}
         elif self.config.answer_format == "json_schema":
-            row["response_format"] = {"type": "json_schema", "json_schema": {"name": "verdict", "schema": json_schema()}}
+            row["response_format"] = {"type": "json_schema", "json_schema": {"name": "verdict", "schema": self.form.schema()}}
         return json.dumps(row, sort_keys=True).encode()
 
-
-def _answer(paid: Paid | None) -> Answer:
-    if paid is None:
-        return Answer(None, REFUSED)
-    verdict = read_verdict(paid.text)
-    return Answer(verdict, UNREADABLE if verdict is None else "")
+    def _answer(self, paid: Paid | None) -> Answer:
+        if paid is None:
+            return Answer(None, REFUSED)
+        verdict = self.form.read(paid.text)
+        return Answer(verdict, UNREADABLE if verdict is None else "")
 
 
 def _authorisation(variable: str) -> dict[str, str]:

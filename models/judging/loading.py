@@ -10,6 +10,7 @@ from models.judging.answers import AnswerCache
 from models.judging.endpoint import Endpoint
 from models.judging.local import LocalJudge
 from models.judging.pairwise import PairwiseJudge
+from models.judging.questions import PAIRWISE, Form
 
 
 def load_ai_judge(
@@ -28,9 +29,22 @@ def load_ai_judge(
     Raises:
         ValueError: the key's environment variable is not set, no folder is given, or the policy cannot tell A from B at one position.
     """
+    asked = load_asked(config, folder=folder, cache=cache, device=device, payer=payer)
+    return PairwiseJudge(config, asked, name or ai_name(config))
+
+
+def load_asked(
+    config: AIJudgeConfig, *, folder: Path | None, cache: Path, device: torch.device | str, payer: str = "", form: Form = PAIRWISE
+) -> Endpoint | LocalJudge:
+    """Whoever answers single questions of a form; arguments and errors as ``load_ai_judge``."""
     if config.backend == "endpoint":
-        return PairwiseJudge(config, Endpoint(config, AnswerCache(cache), payer or uuid.uuid4().hex), name or f"ai:{config.model}")
+        return Endpoint(config, AnswerCache(cache), payer or uuid.uuid4().hex, form)
     chosen = Path(config.model) if config.model else folder
     if chosen is None:
         raise ValueError("an AI judge with backend = policy needs a model: name a folder in model, or give the stage a policy")
-    return PairwiseJudge(config, LocalJudge(config, chosen, device), name or f"ai:{chosen.name if config.model else 'policy'}")
+    return LocalJudge(config, chosen, device, form)
+
+
+def ai_name(config: AIJudgeConfig) -> str:
+    """What a judge that has no name of its own is called: ai:<model>."""
+    return f"ai:{Path(config.model).name if config.backend == 'policy' and config.model else config.model or 'policy'}"

@@ -14,9 +14,9 @@ from data.templates import load_tokenizer, render_completion, render_prompt
 from models.configs.ai_judge import AIJudgeConfig
 from models.configs.sampling import SamplingConfig
 from models.generation import generate
-from models.judging.questions import LETTERS, Question, ask
+from models.judging.questions import LETTERS, PAIRWISE, Form, Question
 from models.judging.told import Told
-from models.judging.verdicts import UNREADABLE, Answer, read_verdict
+from models.judging.verdicts import UNREADABLE, Answer
 from models.loading import load_policy
 from models.logprobs import token_logps
 from models.rendering import eos_ids, text_of
@@ -33,8 +33,8 @@ class LocalJudge:
         ValueError: its tokenizer begins two of the answers with the same token, so that they cannot be told apart at one position.
     """
 
-    def __init__(self, config: AIJudgeConfig, folder: Path, device: torch.device | str) -> None:
-        self.config = config
+    def __init__(self, config: AIJudgeConfig, folder: Path, device: torch.device | str, form: Form = PAIRWISE) -> None:
+        self.config, self.form = config, form
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(folder)
         self.letters = () if config.reasoning else _letter_ids(self.tokenizer, folder)
         self.model: PreTrainedModel = load_policy(folder, device)
@@ -53,7 +53,7 @@ class LocalJudge:
 
     def __call__(self, questions: Sequence[Question], *, seed: int, tick: Callable[[], None]) -> list[Answer]:
         """The answer to every question; none where it is longer than the model can read."""
-        prompts = [render_prompt(self.tokenizer, (Message("user", "\n\n".join(ask(self.config, q))),)) for q in questions]
+        prompts = [render_prompt(self.tokenizer, (Message("user", "\n\n".join(self.form.ask(self.config, q))),)) for q in questions]
         room = self.config.max_tokens if self.config.reasoning else 1
         readable = [i for i, prompt in enumerate(prompts) if len(prompt) + room <= self.longest]
         answers = [Answer(None, TOO_LONG)] * len(questions)
@@ -81,7 +81,7 @@ class LocalJudge:
         for begin in range(0, len(prompts), AT_ONCE):
             part = prompts[begin : begin + AT_ONCE]
             rows = generate(self.model, part, sampling, samples=1, eos_ids=self.ends, seed=derive_seed(seed, "judge", part), on_step=tick)
-            verdicts = [read_verdict(text_of(self.tokenizer, row[0].tokens)) for row in rows]
+            verdicts = [self.form.read(text_of(self.tokenizer, row[0].tokens)) for row in rows]
             answers += [Answer(verdict, UNREADABLE if verdict is None else "") for verdict in verdicts]
             told(len(answers), len(prompts))
         return answers

@@ -1,13 +1,14 @@
 """What a judge is asked: two answers to a conversation, fenced off so that nothing in them reads as an instruction."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from data.records import Messages
 from models.configs.ai_judge import AIJudgeConfig
 from models.configs.constitution import Principle
-from models.judging.verdicts import GRADED, PLAIN
+from models.judging.verdicts import GRADED, PLAIN, json_schema, read_verdict
 
 LETTERS = ("A", "B", "C")  # first better, second better, a tie
 
@@ -59,9 +60,14 @@ def fence_of(question: Question) -> str:
 
 def material(question: Question, fence: str) -> str:
     """The conversation and both answers, every part behind a line with the mark."""
-    turns = [f"=== {fence} {message.role} ===\n{message.content}" for message in question.prompt]
-    answers = [f"=== {fence} ANSWER {letter} ===\n{text}" for letter, text in zip("AB", (question.first, question.second), strict=True)]
-    text = "\n".join([f"=== {fence} CONVERSATION ===", *turns, *answers, f"=== {fence} END ==="])
+    return fenced(question.prompt, {"ANSWER A": question.first, "ANSWER B": question.second}, fence)
+
+
+def fenced(prompt: Messages, answers: Mapping[str, str], fence: str) -> str:
+    """A conversation and named answers to it, every part behind a line with the mark."""
+    turns = [f"=== {fence} {message.role} ===\n{message.content}" for message in prompt]
+    parts = [f"=== {fence} {name} ===\n{text}" for name, text in answers.items()]
+    text = "\n".join([f"=== {fence} CONVERSATION ===", *turns, *parts, f"=== {fence} END ==="])
     return text.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be sent
 
 
@@ -69,3 +75,18 @@ def ask(config: AIJudgeConfig, question: Question) -> tuple[str, str]:
     """Instructions and material of a question."""
     fence = fence_of(question)
     return instructions(config, question.principles, fence), material(question, fence)
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A kind of question: how it is put (instructions and material), and how the answer is read.
+
+    The three answers of one letter are BETTER, WORSE and TIE of the pairwise form; other forms give those values meanings of their own.
+    """
+
+    ask: Callable[[AIJudgeConfig, Question], tuple[str, str]]
+    read: Callable[[str], int | None]
+    schema: Callable[[], dict[str, Any]]
+
+
+PAIRWISE = Form(ask, read_verdict, json_schema)

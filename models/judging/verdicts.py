@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -53,10 +54,15 @@ def read_verdict(text: str) -> int | None:
 
     By hand: '{"verdict": "B_better"}' is -2; 'A_better' and '{"verdict": "A"}' are None.
     """
+    return read_word(text, Verdict, VALUES)
+
+
+def read_word(text: str, form: type[BaseModel], values: Mapping[str, int]) -> int | None:
+    """The value of the field ``verdict`` of a JSON object of another strict form; None where the text is anything else."""
     fenced = _FENCED.fullmatch(text)
     try:
         row = json.loads(fenced.group(1) if fenced else text, object_pairs_hook=_once)
-        return VALUES[Verdict.model_validate(row).verdict]
+        return values[form.model_validate(row).model_dump()["verdict"]]
     except (ValueError, ValidationError, RecursionError):
         return None
 
