@@ -20,6 +20,7 @@ _CURVES = {
 }
 _LOSS = "train/loss"
 _MOST_LOSSES = 24
+_FAR = 5.0  # times the KL of the next
 
 
 class Styles:
@@ -38,6 +39,7 @@ def trade_offs(content: Mapping[str, Any], styles: Styles) -> Iterator[Plot]:
     titles = {"accuracy": "accuracy", "win_rate": "win rate", "reward": "reward", "held_out_reward": "held-out reward"}
     for column, title in titles.items():
         rows = [row for row in content["rows"] if row.get(column) is not None and row.get("kl_nats") is not None]
+        rows, left_out = _without_outlier(rows)
         if len(rows) < 2:
             continue
         points = {row["policy"]: _point(row["kl_nats"], row[column]) for row in rows}
@@ -47,10 +49,19 @@ def trade_offs(content: Mapping[str, Any], styles: Styles) -> Iterator[Plot]:
             "KL, nats",
             title,
             [Series(name, styles.number(name), [point]) for name, point in points.items()],
-            "The thin line joins the policies that no other beats: none has more for less KL.",
+            f"The thin line joins the policies that no other beats: none has more for less KL.{left_out}",
             lines=False,
             front=front if len(front) > 1 else (),
         )
+
+
+def _without_outlier(rows: list[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], str]:
+    """Without a policy, such as an untrained one, whose KL would press all others into a corner; and what to say of it."""
+    ordered = sorted(rows, key=lambda row: row["kl_nats"])
+    if len(rows) < 3 or ordered[-1]["kl_nats"] <= _FAR * ordered[-2]["kl_nats"] or ordered[-2]["kl_nats"] <= 0:
+        return rows, ""
+    far = ordered[-1]
+    return [row for row in rows if row is not far], f" {far['policy']} is not drawn: its KL is {far['kl_nats']:.3g} nats."
 
 
 def _point(x: float, value: Any) -> Point:
