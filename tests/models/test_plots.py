@@ -59,7 +59,12 @@ def made(label: str, digest: str, seconds: float | None = None, **inputs: str) -
     return Made("run-1", label, label, "policy", digest, "computed", inputs, {}, cost)
 
 
-STAGES = [made("base", "b", 1.0), made("curate", "d", 2.0, base="b"), made("sft", "s", 4.0, base="b", data="d"), made("dpo", "p", 8.0, policy="s")]
+STAGES = [
+    made("base", "b", 1.0),
+    made("curate", "d", 2.0, base="b"),
+    made("sft", "s", 4.0, base="b", data="d"),
+    made("dpo", "p", 8.0, policy="s"),
+]
 
 
 def test_what_a_policy_was_made_from_and_what_that_took():

@@ -14,13 +14,17 @@ from models.plots import Point
 from models.report import LARGEST_PAGE, Judged, page, plain
 from models.side_by_side import LONGEST_TEXT, SHOWN, side_by_side
 
-HOSTILE = '</pre></title></svg><script>document.title="taken"</script>]]><img src="http://evil/x" onerror="x">{{ 7*7 }}\u202eevil\u2066\x00\ud800'
+HOSTILE = (
+    '</pre></title></svg><script>document.title="taken"</script>]]><img src="http://evil/x" onerror="x">'
+    "{{ 7*7 }}\u202eevil\u2066\x00\ud800"
+)
 CONFIG = ComparisonConfig(baseline="base", resamples=200)
 HACK = {"severity": "hack", "check": "length", "message": "Longer answers, not better ones.", "evidence": {"slope": 0.25}}
 
 
 def rows(correct: float, text: str = "t", n: int = 30) -> list[dict[str, Any]]:
-    answers = [{"text": f"{text}{i}", "n_tokens": 4, "finished": True, "kl_nats": 1 + correct, "score": float(i / n < correct)} for i in range(n)]
+    known = {"n_tokens": 4, "finished": True, "kl_nats": 1 + correct}
+    answers = [{"text": f"{text}{i}", "score": float(i / n < correct), **known} for i in range(n)]
     return [{"id": f"p{i}", "prompt": "q", "sampled": [a | {"correct": a["score"] == 1}]} for i, a in enumerate(answers)]
 
 
@@ -110,7 +114,8 @@ def test_every_plot_has_a_title_a_description_and_a_table():
 
 def test_over_optimisation_and_the_reward_model_are_shown_where_they_are_there():
     point = {"mean": 1.0, "low": 0.5, "high": 1.5}
-    curve = {"points": [{"step": s, "kl_nats": s**2, "sqrt_kl": s, "reward": point, "held_out_reward": None, "score": point} for s in (0, 1)]}
+    measured = {"reward": point, "held_out_reward": None, "score": point}
+    curve: dict[str, Any] = {"points": [{"step": s, "kl_nats": s**2, "sqrt_kl": s, **measured} for s in (0, 1)]}
     curve |= {"recommended_step": 1, "overoptimised": True, "message": "The held-out reward fell."}
     reward = {"measures": [{"name": "accuracy", "mean": 0.7, "low": 0.6, "high": 0.8, "values": {"a": 1}}]}
     reward |= {"reliability": [{"confidence": 0.6, "accuracy": 0.5, "count": 9}]}
