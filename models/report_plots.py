@@ -112,14 +112,14 @@ def _moved(x: float, value: Mapping[str, float], start: float, scale: float) -> 
 def reward_plots(content: Mapping[str, Any], points: int) -> Iterator[Plot]:
     """Reliability, margin by length and best of n of the reward model, as far as its evaluation holds them."""
     found = content.get("reward_evaluation") or {}
-    bins = [b for b in found.get("reliability") or [] if b.get("count", 1)]
+    bins = found.get("reliability") or []
     if bins:
-        own = [Point(b["confidence"], b["accuracy"], b.get("low"), b.get("high")) for b in bins]
+        own = [Point(b["confidence"], b["accuracy"], b.get("accuracy_low"), b.get("accuracy_high")) for b in bins]
         note = "On the thin line confidence is as often right as it says."
         yield Plot("Reliability of the reward model", "confidence", "share right", [Series("held-out pairs", 0, own)], note, diagonal=True)
     lengths = found.get("margin_by_length") or []
     if lengths:
-        own = [Point(b["length_difference"], b["margin"], b.get("low"), b.get("high")) for b in lengths]
+        own = [_point(b["tokens"], b["margin"]) for b in lengths]
         yield Plot("Margin by length", "chosen less rejected, tokens", "margin", [Series("held-out pairs", 0, thinned(own, points))])
     best = found.get("best_of_n") or []
     keys = [key for key in ("score", "true_score", "oracle_score") if best and key in best[0]]

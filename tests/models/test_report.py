@@ -118,10 +118,12 @@ def test_over_optimisation_and_the_reward_model_are_shown_where_they_are_there()
     curve: dict[str, Any] = {"points": [{"step": s, "kl_nats": s**2, "sqrt_kl": s, **measured} for s in (0, 1)]}
     curve |= {"recommended_step": 1, "overoptimised": True, "message": "The held-out reward fell."}
     reward = {"measures": [{"name": "accuracy", "mean": 0.7, "low": 0.6, "high": 0.8, "values": {"a": 1}}]}
-    reward |= {"reliability": [{"confidence": 0.6, "accuracy": 0.5, "count": 9}]}
+    reward |= {"reliability": [{"confidence": 0.6, "accuracy": 0.5, "accuracy_low": 0.2, "accuracy_high": 0.8, "pairs": 9}]}
+    reward |= {"margin_by_length": [{"tokens": 3.0, "margin": point, "pairs": 9}], "best_of_n": [{"n": 2, "score": point}]}
     judged, run = facts()
     text = page(content_of(overoptimisation={"own": curve}, reward_evaluation=reward), judged, [run])
     assert "own: over-optimised" in text and "Recommended: update 1" in text and "Reliability of the reward model" in text
+    assert "Margin by length" in text and "Best of n" in text
     assert "0.700 [0.600" in text
 
 
