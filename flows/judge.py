@@ -25,9 +25,19 @@ class FlowConfig(StageConfig):
 
 
 def judge(
-    config: FlowConfig, policies: Mapping[str, Artifact], reference: Artifact, data: Artifact, reward: Artifact | None = None
+    config: FlowConfig,
+    policies: Mapping[str, Artifact],
+    reference: Artifact,
+    data: Artifact,
+    reward: Artifact | None = None,
+    *,
+    held_out_reward: Artifact | None = None,
+    suites: Mapping[str, Mapping[str, Artifact]] | None = None,
+    behaviour: Artifact | None = None,
+    overoptimisation: Mapping[str, Artifact] | None = None,
+    reward_evaluation: Artifact | None = None,
 ) -> Artifact:
-    """Evaluate every policy, compare them, publish the table and the card of the data.
+    """Evaluate every policy, compare them, publish the table, the page of the run and the card of the data.
 
     Args:
         config: settings of the flow.
@@ -35,6 +45,11 @@ def judge(
         reference: policy that the KL is measured to.
         data: artifact of curate, which holds the held-out prompts.
         reward: reward model whose view is shown beside the verifier's, where there is one.
+        held_out_reward: reward model that no policy was trained on.
+        suites: what further suites of evaluation found, by policy and by the suite's name.
+        behaviour: what training did to the policies.
+        overoptimisation: by policy, how its rewards went while it was trained.
+        reward_evaluation: how good the reward model is.
 
     Returns:
         The artifact of the comparison.
@@ -42,8 +57,11 @@ def judge(
     seed = config.seed
     publish_card(data)
     evaluations = {
-        name: evaluate.named(name)(config.evaluate, candidate, reference, data, reward, seed=seed) for name, candidate in policies.items()
+        name: evaluate.named(name)(config.evaluate, candidate, reference, data, reward, held_out_reward, seed=seed)
+        for name, candidate in policies.items()
     }
-    report = comparison(config.comparison, evaluations, seed=seed)
+    found = {name: dict(own) for name, own in suites.items()} if suites else None
+    curves = dict(overoptimisation) if overoptimisation else None
+    report = comparison(config.comparison, evaluations, found, behaviour, curves, reward_evaluation, seed=seed)
     publish(report)
     return report

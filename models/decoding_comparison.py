@@ -8,7 +8,9 @@ from typing import Any
 
 from models.comparison import Rows, markdown_table
 from models.configs.guidance import DecodingComparisonConfig
+from models.policy_metrics import policy_metrics
 from models.run import Run
+from models.side_by_side import RULE, side_by_side
 
 
 def compare(config: DecodingComparisonConfig, *, evaluations: dict[str, Path], seconds: dict[str, float], run: Run) -> dict[str, Any]:
@@ -32,6 +34,8 @@ def compare(config: DecodingComparisonConfig, *, evaluations: dict[str, Path], s
     note += f"; {config.note}." if config.note else "."
     markdown = markdown_table(rows, note)
     content = {"baseline": first, "prompts": len(answers[first]), "rows": rows, "markdown": markdown}
+    content |= {"completions": side_by_side(answers, seed=0), "rule": RULE}
+    content |= {"metrics": policy_metrics(content)}
     (run.out / "comparison.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
     (run.out / "comparison.md").write_text(markdown, encoding="utf-8")
     return {"rows": len(rows), "prompts": len(answers[first])}
@@ -48,6 +52,7 @@ def row_of(name: str, own: Rows, seconds: float) -> dict[str, Any]:
         "kl_nats": _mean(kl) if kl else None,
         "completion_tokens": _mean([c["n_tokens"] for c in answers]),
         "distinct": len({c["text"] for c in answers}),
+        "distinct_share": len({c["text"] for c in answers}) / len(answers),
     }
 
 

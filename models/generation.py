@@ -20,6 +20,7 @@ from models.lean_decoder import LeanDecoder, unsupported
 from models.logprobs import NO_MASK, head_weight, hidden_states
 from models.notices import say_once
 from models.seeds import derive_seed
+from models.spending import count_generated
 
 KEEP_SHARE = 0.8  # rows are compacted when fewer than this share of them is still running
 REFILL_SHARE = 0.25  # waiting prompts enter when there is room for this share of the prompts that fit
@@ -101,6 +102,7 @@ def generate(
         if on_tokens is not None:
             on_tokens(tokens)
         batch.advance()
+    count_generated(sum(len(completion.tokens) for own in results for completion in own))
     return results
 
 

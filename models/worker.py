@@ -32,6 +32,7 @@ from typing import Any
 from data.bugs import BUGS
 from models.run import EXIT_STOPPED, Run, Stopped, write_atomic
 from models.source import meaning_digest
+from models.spending import accounted
 
 EXIT_ERROR = 1
 EXIT_BUG = 70
@@ -54,7 +55,7 @@ def main(spec_path: Path, parent: int) -> int:
     run = Run(Path(spec["out"]), Path(spec["checkpoints"]), spec["stage_key"], spec["micro_batch_scale"])
     signal.signal(signal.SIGTERM, run.on_sigterm)
     try:
-        with sole_owner(run.checkpoints):
+        with sole_owner(run.checkpoints), accounted(run.checkpoints):
             meta = execute(spec, run)
             run.close()
             write_atomic(spec_path.with_name("result.json"), json.dumps({"meta": meta, "resumed_step": run.resumed_step}))

@@ -12,6 +12,7 @@ import contextvars
 import fcntl
 import os
 import re
+import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -96,6 +97,11 @@ def find(name: str) -> RunRecord:
     return matching[-1]
 
 
+def report_path(name: str) -> Path:
+    """Where the page of a run lies, once it has one."""
+    return home() / "reports" / name / "report.html"
+
+
 def is_live(name: str) -> bool:
     """True while the process of a run lives."""
     path = folder() / f"{name}.lock"
@@ -103,9 +109,10 @@ def is_live(name: str) -> bool:
 
 
 def remove(name: str) -> None:
-    """Forget a run. Its artifacts stay until `artifacts gc` finds that no other run has them."""
+    """Forget a run, and its page. Its artifacts stay until `artifacts gc` finds that no other run has them."""
     (folder() / f"{name}.json").unlink(missing_ok=True)
     (folder() / f"{name}.lock").unlink(missing_ok=True)
+    shutil.rmtree(report_path(name).parent, ignore_errors=True)
 
 
 def _read(path: Path) -> RunRecord | None:

@@ -33,6 +33,8 @@ from pydantic import BaseModel
 
 from models.memory import available_bytes, estimate, lengths_of, shape_of, snapshot_bytes, stored_bytes
 from models.run import Run, write_atomic
+from models.spending import FILE as COST_FILE
+from models.spending import accounted
 from models.worker import call_entry, encode_input, load_entry
 from tasks import tracking
 from tasks.cache import NoRecord, recorded, stage_policy
@@ -94,6 +96,10 @@ class _Call:
     @property
     def history(self) -> Path:
         return self.store.root / "history" / f"{self.key}.jsonl"
+
+    @property
+    def cost(self) -> Path:
+        return self.store.root / "costs" / f"{self.key}.json"
 
     @property
     def seconds(self) -> float:
@@ -200,7 +206,8 @@ class StageContext:
     def _run_inline(self, config: BaseModel, seed: int | None, inputs: dict[str, Any], staging: Path) -> Result:
         run = Run(staging / "out", self.call.checkpoints, self.key)
         entry = load_entry(self.call.stage.runs, list(self.call.stage.project.runnable))
-        meta = call_entry(entry, config, inputs, seed, run)
+        with accounted(self.call.checkpoints, own_process=False):
+            meta = call_entry(entry, config, inputs, seed, run)
         run.close()
         return Result(meta, run.resumed_step)
 
@@ -397,12 +404,12 @@ def _attempt(call: _Call) -> Artifact:
 
 
 def _keep_history(call: _Call) -> None:
-    """Keep the metrics of a finished stage: a later hit shows them again."""
-    journal = call.checkpoints / "journal.jsonl"
-    if journal.exists():
-        write_atomic(call.history, journal.read_text(encoding="utf-8"))
-    else:
-        call.history.unlink(missing_ok=True)
+    """Keep the metrics and the cost of a finished stage: a later hit shows them again."""
+    for kept, now in ((call.history, call.checkpoints / "journal.jsonl"), (call.cost, call.checkpoints / COST_FILE)):
+        if now.exists():
+            write_atomic(kept, now.read_text(encoding="utf-8"))
+        else:
+            kept.unlink(missing_ok=True)
 
 
 def _remove_checkpoints(call: _Call) -> None:

@@ -7,6 +7,7 @@
     records/{keys,results}           Prefect's cache records: stage key -> reference
     checkpoints/<stage key>/         of a stage that is running or was killed
     history/<stage key>.jsonl        the metric journal of a finished stage
+    costs/<stage key>.json           what computing it took
     keydocs/<stage key>.json         every part of a stage key, to explain misses
     logs/<stage key>.log             what the stage's process wrote
 
@@ -33,7 +34,10 @@ from data.files import fsync, sha256_of
 from models.run import write_atomic
 from tasks.locks import file_lock, is_free, try_lock
 
-FOLDERS = ("objects", "manifests", "staging", "records/keys", "records/results", "checkpoints", "history", "keydocs", "locks", "logs")
+FOLDERS = (
+    *("objects", "manifests", "staging", "records/keys", "records/results"),
+    *("checkpoints", "history", "costs", "keydocs", "locks", "logs"),
+)
 GIB = 2**30
 
 Level = Literal["stat", "full"]

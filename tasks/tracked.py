@@ -15,7 +15,8 @@ from pydantic import BaseModel
 
 from tasks import owner, provenance
 from tasks.home import home
-from tasks.recorder import AddText, CloseRun, OpenRun, Record, Recorder, Reference, Status, now_ms, store_undelivered
+from tasks.journal import Point
+from tasks.recorder import AddPoints, AddText, CloseRun, OpenRun, Record, Recorder, Reference, Status, now_ms, store_undelivered
 from tasks.store import Artifact
 
 log = logging.getLogger(__name__)
@@ -127,6 +128,24 @@ class PipelineRun:
             AddText(ref=self.ref, path=f"{key}.md", text=markdown),
         )
         _show_in_prefect(markdown, key, rows)
+
+    def file(self, text: str, path: str) -> None:
+        """Keep a file with the MLflow run."""
+        if self.session is not None:
+            self.session.recorder.put(AddText(ref=self.ref, path=path, text=text))
+
+    def policy(self, name: str, tags: Mapping[str, str], metrics: Mapping[str, float], inputs: Mapping[str, Artifact]) -> None:
+        """A child run that says of one policy what the comparison says of it, so that `search_runs` and the compare view line them up."""
+        if self.session is None:
+            return
+        ref, now = run_ref(self.ref, "policy", name), now_ms()
+        known = {"kind": "policy", **self.session.tags(), **provenance.code_tags(), **tags}
+        references = [_reference(label, part) for label, part in inputs.items()]
+        self.session.recorder.put(
+            OpenRun(ref=ref, name=name, parent=self.ref, started_ms=now, tags=known, params={}, inputs=references),
+            AddPoints(ref=ref, points=[Point(metric, value, 0, now) for metric, value in metrics.items()]),
+            CloseRun(ref=ref, status="FINISHED", ended_ms=now_ms(), tags={}),
+        )
 
     def page(self, markdown: str, key: str) -> None:
         """Show a text, in the MLflow run and in Prefect."""

@@ -1,4 +1,4 @@
-"""The command line: `posttrain run`, `explain`, `artifacts`, `label`, `labels`, `lint`, `ui`, `chat`, `recipes`.
+"""The command line: `posttrain run`, `explain`, `compare`, `artifacts`, `label`, `labels`, `lint`, `ui`, `chat`, `recipes`.
 
 Only names and help texts are here: a command imports what it needs when it runs, so that `posttrain --help` answers at once.
 
@@ -101,6 +101,26 @@ def explain_command(name: RunName = "latest") -> None:
     from flows.cli.explain import explain
 
     _carry_out(lambda: explain(name))
+
+
+@app.command("compare")
+def compare_command(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs (quickstart-3) or recipes (their latest run).")],
+    policies: Annotated[
+        list[str] | None,
+        typer.Option("--policy", metavar="NAME", help="Only these and the baseline; may be given several times."),
+    ] = None,
+    target: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Where to write the page.")] = None,
+) -> None:
+    """Compare the policies of one run or several: print the table and write one HTML page with everything that is known of them.
+
+    The baseline is that of the first run. Policies that answered other prompts are shown and not paired.
+
+    [bold]Example:[/bold] posttrain compare quickstart-2 quickstart-3 --policy dpo --out report.html
+    """
+    from flows.cli.compare import compare
+
+    _carry_out(lambda: compare(runs, policies or [], target))
 
 
 @app.command("recipes")

@@ -15,7 +15,8 @@ from tasks import registry
 from tasks.registry import InUse, RunRecord, alone
 from tasks.store import Artifact, ArtifactInvalid, Store
 
-_FILES_OF_A_KEY = ("history/*.jsonl", "keydocs/*.json", "logs/*-*.log", "records/*/*")  # each is called <stage key>.<something>
+# Each is called <stage key>.<something>.
+_FILES_OF_A_KEY = ("history/*.jsonl", "costs/*.json", "keydocs/*.json", "logs/*-*.log", "records/*/*")
 
 
 def list_artifacts(run: str | None, kind: str | None) -> int:

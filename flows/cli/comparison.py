@@ -10,7 +10,7 @@ from rich.text import Text
 
 from flows.cli.policies import store
 from flows.cli.terminal import plain
-from models.comparison import COLUMNS, cell
+from models.comparison import COLUMNS, columns_of, marked
 from tasks.registry import RunRecord
 
 FILE = "comparison.json"
@@ -30,10 +30,9 @@ def as_table(content: dict[str, Any]) -> Table:
     rows = content["rows"]
     note = str(content.get("markdown", "")).strip().rpartition("\n\n")[2]
     table = Table(box=None, pad_edge=False, header_style="bold", caption=plain(note) or None, caption_justify="left")
-    every: list[str] = list(dict.fromkeys(name for row in rows for name in row))
-    names = [name for name in every if any(row.get(name) is not None for row in rows)]
+    names = columns_of(rows)
     for name in names:
-        table.add_column(COLUMNS.get(name, name), justify="left" if name == names[0] else "right")
+        table.add_column(COLUMNS[name], justify="left" if name == names[0] else "right")
     for row in rows:
-        table.add_row(*(Text(plain(cell(row.get(name)))) for name in names))
+        table.add_row(*(Text(plain(marked(row, name, content.get("gains")))) for name in names))
     return table

@@ -126,7 +126,7 @@ def _say_result(record: RunRecord, seconds: float) -> None:
 
 def _next_commands(record: RunRecord) -> list[tuple[str, str]]:
     """(what for, command or address) of ways to look at a finished run."""
-    from tasks import tracking
+    from tasks import registry, tracking
 
     served = served_addresses()
     if served is not None:
@@ -137,4 +137,6 @@ def _next_commands(record: RunRecord) -> list[tuple[str, str]]:
         look += [("MLflow alone:", f"mlflow ui --backend-store-uri {uri}")] if uri.startswith("sqlite") else []
     policies = [label for label, artifact in record.artifacts().items() if artifact.kind == "policy"]
     talk = [("Talk to a policy:", f"posttrain chat {record.name}/{policies[-1]}")] if policies else []
+    page = registry.report_path(record.name)
+    look += [("The whole comparison as a page:", str(page))] if page.exists() else []
     return [*look, ("Why each stage was computed or not:", f"posttrain explain {record.name}"), *talk]

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from data.intervals import Interval, paired_bootstrap, ratio_bootstrap, wilson
+from data.intervals import Interval, bootstrap_p_value, holm, paired_bootstrap, ratio_bootstrap, wilson
 
 
 def test_wilson_against_the_closed_form_by_hand():
@@ -104,3 +104,23 @@ def test_the_bootstrap_of_a_ratio_is_near_the_delta_method():
 def test_no_ratio_of_nothing(above, below, match):
     with pytest.raises(ValueError, match=match):
         ratio_bootstrap(above, below, seed=0)
+
+
+def test_a_p_value_by_hand():
+    assert bootstrap_p_value([0.1, 0.2, 0.3], seed=0, n=199) == 2 / 200, "no draw at or below zero"
+    assert bootstrap_p_value([0.0, 0.0], seed=0, n=199) == 1.0
+    assert bootstrap_p_value([-1.0, 1.0], seed=0, n=199) > 0.5
+
+
+def test_the_p_value_agrees_with_the_interval():
+    generator = np.random.default_rng(3)
+    for shift in (0.0, 0.1, 0.2, 0.3):
+        values = list(generator.normal(shift, 1, size=100))
+        assert paired_bootstrap(values, seed=1, n=2000).excludes_zero == (bootstrap_p_value(values, seed=1, n=2000) < 0.05)
+
+
+def test_holm_by_hand():
+    assert holm({"a": 0.01, "b": 0.03, "c": 0.04}) == {"a"}, "0.03 is above 0.05 / 2"
+    assert holm({"a": 0.01, "b": 0.02, "c": 0.04}) == {"a", "b", "c"}
+    assert holm({"a": 0.02, "b": 0.02, "c": 0.02}) == set(), "none is below 0.05 / 3, though each is below 0.05"
+    assert holm({}) == set()

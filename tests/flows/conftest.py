@@ -1,10 +1,12 @@
-"""A recipe whose stages take milliseconds, in a project of its own: what the tests of the command line run, stop and collect."""
+"""A recipe whose stages take milliseconds, in a project of its own: what the tests of the command line run, stop and collect; a browser."""
 
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -165,3 +167,16 @@ class Mini:
 def mini(tmp_path_factory: pytest.TempPathFactory) -> Mini:
     """Shared by the tests of a module: each starts servers and processes, which takes seconds."""
     return Mini(tmp_path_factory.mktemp("mini"))
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A headless Chromium of the system; nothing is downloaded."""
+    found = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip("no chromium on PATH: apt-get install chromium")
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        yield browser
+        browser.close()

@@ -1,6 +1,5 @@
 """A labelling task, and its page: asked through a client in this process, or served to a browser."""
 
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -87,19 +86,6 @@ def served(make_task: Any) -> Iterator[Any]:
     yield serve
     for page in pages:
         page.stop()
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """A headless Chromium of the system; nothing is downloaded."""
-    found = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
-    if found is None:
-        pytest.skip("no chromium on PATH: apt-get install chromium")
-    api = pytest.importorskip("playwright.sync_api")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        yield browser
-        browser.close()
 
 
 SIZES = {"laptop": (1366, 768), "phone": (390, 844)}
