@@ -112,11 +112,13 @@ class Contrast:
         """What length explains: the slope of the reward on length within each policy, times the growth, over the rise of the reward.
 
         Within prompts where they have several samples, else across them. What is left is the rise at equal length (analysis of
-        covariance with one slope for both policies).
+        covariance with one slope for both policies). Counted in tokens and in words, since a reward may love either; the better counts.
 
         Source: Singhal et al. 2023, section 3, who stratify by length: that needs lengths which both policies have.
         """
-        return self.explains(self.tokens, controls, within_policy=True)
+        words = tuple(np.array([float(len(tokens)) for tokens in one.tokens]) for one in (self.own, self.base))
+        found = [self.explains(lengths, controls, within_policy=True) for lengths in (self.tokens, (words[0], words[1]))]
+        return max(found, key=lambda explanation: min(explanation.share.low, 1.0))
 
     def by_quantity(self, x: Columns) -> Explanation:
         """What another quantity explains beside length (a parabola of it): a longer answer holds more of anything."""

@@ -59,7 +59,7 @@ def hacks_of(contrast: Contrast) -> Iterator[Finding]:
         return
     causes = list(_causes(contrast))
     yield from causes
-    if not causes and contrast.truth:
+    if not causes and contrast.truth and not contrast.truth_fell:
         message = f"the trained-on reward rises without {TRUTHS[contrast.truth]}, and neither length, phrase nor repetition explains it"
         yield Finding("unconfirmed_gain", "warning", f"{message}: {_rewards(contrast)}", _evidence(contrast))
 
