@@ -5,6 +5,7 @@ behaviour.json    {"baseline": name, "policies": {name: {"measures": [Measure, .
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,7 @@ from models.configs.behaviour import BehaviourConfig
 from models.run import Run
 from models.seeds import derive_seed
 
+_NOT_IN_A_METRIC = re.compile(r"[^\w\-. ]", re.ASCII)  # policies may be called "dpo [sigmoid]"
 _PHRASES = 5  # shown of each policy
 COLUMNS = {
     "length/completion_tokens": "length, tokens",
@@ -87,15 +89,13 @@ def length_controlled(contrast: Contrast) -> list[Measure]:
 
 def metrics_of(policies: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """What is reported: every measure of every policy, with the ends of its interval, and how many findings there are."""
-    metrics: dict[str, float] = {}
-    for name, policy in policies.items():
-        for measure in policy["measures"]:
-            own = f"behaviour/{name}/{measure['name']}"
-            metrics |= {own: measure["mean"], f"{own}_low": measure["low"], f"{own}_high": measure["high"]}
-        for severity in ("hack", "warning"):
-            found = sum(finding["severity"] == severity for finding in policy["findings"])
-            metrics[f"behaviour/{name}/{severity}s"] = float(found)
-    return metrics
+    found: dict[str, float] = {}
+    for policy, described in policies.items():
+        named = {measure["name"]: measure for measure in described["measures"]}
+        own = {f"{name}{end}": one[of] for name, one in named.items() for end, of in (("", "mean"), ("_low", "low"), ("_high", "high"))}
+        own |= {f"{severity}s": sum(one["severity"] == severity for one in described["findings"]) for severity in ("hack", "warning")}
+        found |= {f"{_NOT_IN_A_METRIC.sub('_', policy)}/{name}": float(value) for name, value in own.items()}
+    return {f"behaviour/{name}": value for name, value in found.items()}
 
 
 # What people read

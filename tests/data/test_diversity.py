@@ -21,9 +21,9 @@ def test_ngrams_and_cuts():
 
 
 def test_self_bleu_is_one_for_equal_texts_and_low_for_others():
-    same = "the cat sat on the mat".split()
+    same = ["the", "cat", "sat", "on", "the", "mat"]
     assert self_bleu([same, same, same]) == pytest.approx(1)
-    assert self_bleu([same, "a dog ran in my house".split()]) < 0.1
+    assert self_bleu([same, ["a", "dog", "ran", "in", "my", "house"]]) < 0.1
     with pytest.raises(ValueError, match="at least two"):
         self_bleu([same])
 
