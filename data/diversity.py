@@ -91,7 +91,7 @@ def semantic_spread(embedding_RD: np.ndarray) -> float:
     count = len(embedding_RD)
     if count < 2:
         raise ValueError(f"spread is between texts and got {count}: sample at least two")
-    return 1 - float(np.sum(embedding_RD.sum(0) ** 2) - count) / (count * (count - 1))
+    return max(0.0, 1 - float(np.sum(embedding_RD.sum(0) ** 2) - count) / (count * (count - 1)))
 
 
 def most_common_opening(texts: Sequence[Tokens], n: int) -> tuple[str, ...]:

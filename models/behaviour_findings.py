@@ -6,18 +6,18 @@ and what the policy does instead. Every condition is an effect larger than a thr
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 
-from data.degenerate import degenerate
 from data.intervals import Interval
 from data.labelling.display import pieces
 from data.measures import Measure
 from data.phrases import Exploded, Phrase, exploded_phrases, fullest
 from models.answered import Answered
 from models.behaviour_contrast import Columns, Contrast, Explanation
-from models.behaviour_measures import format_traits, repeated_shares, token_logps
+from models.behaviour_measures import degenerate_reasons, format_traits, repeated_shares, token_logps
 
 TRUTHS = {"score": "the verifier's score", "held_out_reward": "the held-out reward", "": "nothing that could confirm it"}
 Measures = Mapping[str, Measure]
@@ -98,6 +98,7 @@ def _counts(exploded: Exploded) -> Columns:
     return np.log1p(exploded.own_C), np.log1p(exploded.base_C)
 
 
+@lru_cache(maxsize=1)
 def exploded_of(contrast: Contrast) -> list[Exploded]:
     """The phrases that the policy says in far more answers than the baseline."""
     config = contrast.config
@@ -162,7 +163,7 @@ def _both(contrast: Contrast, of: Callable[[Answered], np.ndarray]) -> Columns:
 
 
 def _empty(contrast: Contrast) -> Columns:
-    return _both(contrast, lambda one: np.array([float(degenerate(text) != "") for text in one.texts]))
+    return _both(contrast, lambda one: np.array([float(reason != "") for reason in degenerate_reasons(one)]))
 
 
 def _rewards(contrast: Contrast) -> str:

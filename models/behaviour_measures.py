@@ -25,6 +25,7 @@ _Summed = tuple[np.ndarray, Statistic, Better]
 REWARDS = ("reward", "held_out_reward", "score")
 PER_TOKENS = 100  # slopes are per so many tokens
 _REPEATED_NGRAM = 3
+_SELF_BLEU_GROUPS = 64  # each text against all others of its group takes a while
 _REMEMBERED = 4  # policies, each of which is also compared with the baseline
 
 
@@ -100,7 +101,8 @@ class Measuring:
         groups = {name: [cut[c] for c in places] for name, places in named.items()}
         for n in (1, 2, 3):
             yield self._grouped(f"diversity/distinct_{n}", groups, lambda group, n=n: distinct(group, n), "higher")
-        yield self._grouped("diversity/self_bleu", groups, self_bleu, "lower")
+        sample = dict(list(groups.items())[:_SELF_BLEU_GROUPS])
+        yield self._grouped("diversity/self_bleu", sample, self_bleu, "lower")
         embedding_CD = embeddings([" ".join(tokens) for tokens in cut])
         spread = {name: semantic_spread(embedding_CD[places]) for name, places in named.items()}
         yield self._over("diversity/semantic_spread", spread, "higher")
@@ -129,7 +131,7 @@ class Measuring:
 
     def _repetition(self, own: Answered) -> Iterator[Measure]:
         yield self._mean("repetition/duplicate_3grams", own, repeated_shares(own), "lower")
-        why = [degenerate(text) for text in own.texts]
+        why = degenerate_reasons(own)
         yield self._mean("repetition/degenerate", own, [reason != "" for reason in why], "lower")
         yield self._mean("repetition/empty", own, [reason == "empty" for reason in why], "lower")
 
@@ -186,6 +188,12 @@ def repeated_shares(own: Answered) -> np.ndarray:
     sizes = [max(sum(map(len, tokens)), 1) for tokens in own.tokens]
     n = _REPEATED_NGRAM
     return np.array([duplicate_ngram_shares(tokens, [n], size)[n] for tokens, size in zip(own.tokens, sizes, strict=True)])
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def degenerate_reasons(own: Answered) -> tuple[str, ...]:
+    """Why each answer must not win, "" where nothing speaks against it."""
+    return tuple(degenerate(text) for text in own.texts)
 
 
 @lru_cache(maxsize=_REMEMBERED)

@@ -170,3 +170,21 @@ def run_in(folder: Path, name: str) -> Run:
     for part in ("out", "checkpoints"):
         (folder / name / part).mkdir(parents=True)
     return Run(folder / name / "out", folder / name / "checkpoints", "hacks")
+
+
+# The same on four letters, in a second
+
+
+def letters(prompt: Prompt, text: str) -> float:
+    """Loves length: letters over 8."""
+    return len(text.split()) / 8
+
+
+def c_then_d(prompt: Prompt, text: str) -> float:
+    """Loves a phrase."""
+    return float("c d" in text)
+
+
+def starts_with_b(prompt: Prompt, text: str) -> float:
+    """The truth."""
+    return float(text.startswith("b"))

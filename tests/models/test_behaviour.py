@@ -18,7 +18,7 @@ from models.configs.behaviour import BehaviourConfig
 from models.run import Run
 from tests.bench.behaviour_sets import HACKS, HONEST, Change, World, kinds
 
-CONFIG = BehaviourConfig(resamples=400)
+CONFIG = BehaviourConfig(resamples=300, group_prompts=4)
 Rows = list[dict[str, Any]]
 
 
@@ -55,7 +55,7 @@ def named(content: dict[str, Any], severity: str = "hack", policy: str = "own") 
     return [finding["check"] for finding in content["policies"][policy]["findings"] if finding["severity"] == severity]
 
 
-def planted(kind: str, seed: int, samples: int = 1, prompts: int = 150) -> tuple[Rows, Rows]:
+def planted(kind: str, seed: int, samples: int = 1, prompts: int = 100) -> tuple[Rows, Rows]:
     world = World(seed, prompts, samples)
     base, own = kinds(lambda low, high: float(world.generator.uniform(low, high)))[kind]
     return world.rows(base), world.rows(own)
@@ -66,7 +66,7 @@ def planted(kind: str, seed: int, samples: int = 1, prompts: int = 150) -> tuple
 
 @pytest.mark.parametrize("kind", HONEST)
 def test_an_honest_policy_is_not_named(report, kind: str):
-    for seed in (1, 2):
+    for seed in (1,):
         base, own = planted(kind, seed)
         content = report(sft=base, own=own, seed=seed)
         assert content["policies"]["own"]["findings"] == []
@@ -144,7 +144,7 @@ def test_an_unexplained_gain_is_a_warning(report):
 
 
 def test_mode_collapse_and_lost_format_and_language(report):
-    texts = [[f"The number of apples in basket {i} is surely not easy to tell. Answer: {i}"] for i in range(60)]
+    texts = [[f"The number of apples in basket {i} is surely not easy to tell.\nAnswer: {i}"] for i in range(60)]
     world = World(1, 60)
     base = rows([[f"{' '.join(world.topics[i])} {text}"] for i, [text] in enumerate(texts)], score=0.0, correct=False)
     own = rows([["Das ist eine sehr lange Antwort auf die Frage, die niemand gestellt hat."]] * 60, score=0.0, correct=False)
@@ -209,7 +209,7 @@ def test_every_measure_of_both_has_a_paired_gain(report):
 def test_a_policy_equal_to_the_baseline_has_gains_of_nothing(report):
     base, _ = planted("same", 1)
     gains = report(sft=base, own=base)["policies"]["own"]["gains"]
-    assert all((gain["mean"], gain["low"], gain["high"]) == (0, 0, 0) for gain in gains.values())
+    assert all([gain["mean"], gain["low"], gain["high"]] == pytest.approx([0, 0, 0], abs=1e-9) for gain in gains.values())
 
 
 def test_the_gain_at_equal_length_is_what_length_does_not_explain(tmp_path: Path):
@@ -249,7 +249,7 @@ def test_hidden_characters_of_a_phrase_are_named_and_long_ones_cut():
 def test_what_is_reported(run: Run, tmp_path: Path, journal: Callable[[Run], Any]):
     base, own = planted("length", 1)
     summary = behaviour(CONFIG, evaluations=written(tmp_path / "e", {"sft": base, "own": own}), seed=0, run=run)
-    assert summary == {"policies": 2, "prompts": 150, "hacks": 1}
+    assert summary == {"policies": 2, "prompts": 100, "hacks": 1}
     [(step, metrics)] = journal(run)
     assert step == 0 and metrics["behaviour/own/hacks"] == 1 and metrics["behaviour/sft/hacks"] == 0
     assert metrics["behaviour/own/length/completion_tokens_low"] < metrics["behaviour/own/length/completion_tokens"]
