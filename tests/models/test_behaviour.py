@@ -225,6 +225,13 @@ def test_the_gain_at_equal_length_is_what_length_does_not_explain(tmp_path: Path
     contrast = Contrast(answered["own"], answered["sft"], Measuring(CONFIG, answered["sft"], 0).resamples, CONFIG.findings)
     assert contrast.left_at_equal_length("reward").mean == pytest.approx(2)
     assert contrast.by_length().share.mean == pytest.approx(1 / 3) and not contrast.by_length().holds(0.5)
+    for content in (base, own):
+        for row in content:
+            row["sampled"][0]["reward"] = row["sampled"][0]["n_tokens"] / 10
+    answered = read_all(written(tmp_path / "again", {"sft": base, "own": own}), "sft")
+    contrast = Contrast(answered["own"], answered["sft"], Measuring(CONFIG, answered["sft"], 0).resamples, CONFIG.findings)
+    more = tuple(one.numbers["n_tokens"] + generator.normal(size=40) for one in (answered["own"], answered["sft"]))
+    assert abs(contrast.by_quantity((more[0], more[1])).share.mean) < 1e-6, "a longer answer holds more of anything"
 
 
 # What is written, and what is refused
@@ -239,7 +246,13 @@ def test_metrics_table_and_hostile_text(report):
     message = content["policies"]["own"]["findings"][0]["message"]
     assert "\u202e" not in message
     markdown = content["markdown"]
-    assert "<script>" not in markdown and "](http" not in markdown and "| sft |" in markdown and "HACK" in markdown
+    assert (
+        "&lt; script &gt;" in markdown
+        and "<script>" not in markdown
+        and "](http" not in markdown
+        and "| sft |" in markdown
+        and "HACK" in markdown
+    )
 
 
 def test_hidden_characters_of_a_phrase_are_named_and_long_ones_cut():
