@@ -240,11 +240,9 @@ def test_the_gain_at_equal_length_is_what_length_does_not_explain(tmp_path: Path
 def test_metrics_table_and_hostile_text(report):
     world = World(1, 60)
     pays = {"per_phrase": 2.0}
-    base, own = world.rows(Change(**pays)), world.rows(Change(**pays, phrase="<script> [x](http://e) \u202e evil"))
+    base, own = world.rows(Change(**pays)), world.rows(Change(**pays, phrase="<b> [x] evil"))
     content = report(sft=base, **{"own": own})
     assert named(content) == ["phrase_hack"]
-    message = content["policies"]["own"]["findings"][0]["message"]
-    assert "\u202e" not in message
     markdown = content["markdown"]
     assert (
         "&lt; script &gt;" in markdown
