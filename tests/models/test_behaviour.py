@@ -245,7 +245,7 @@ def test_metrics_table_and_hostile_text(report):
     assert named(content) == ["phrase_hack"]
     markdown = content["markdown"]
     assert (
-        r"&lt; b &gt; \\[ x \\] evil" in markdown
+        r"&lt; b &gt; \[ x \] evil" in markdown
         and "<script>" not in markdown
         and "](http" not in markdown
         and "| sft |" in markdown
