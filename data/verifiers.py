@@ -65,6 +65,12 @@ def stated_answer(completion: str) -> str:
     return answer[:-1].rstrip() if answer.endswith(".") and not answer.endswith("..") else answer
 
 
+def stated_form(completion: str) -> str:
+    """In which of the forms that verifiers read a completion states its answer, "" for none: answer_tag, boxed, hash or answer_line."""
+    forms = {"answer_tag": _ANSWER_TAG, "boxed": _BOXED, "hash": _HASH_ANSWER, "answer_line": _ANSWER_LINE}
+    return next((form for form, pattern in forms.items() if pattern.search(completion)), "")
+
+
 def final_number(completion: str) -> str | None:
     """The number a solution ends on: after ``####``, in the last ``\\boxed{}`` or ``<answer>``, else the last number of the text."""
     for pattern in (_HASH_ANSWER, _BOXED, _ANSWER_TAG):
