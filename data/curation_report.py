@@ -3,7 +3,6 @@
 Rows are hostile text: the page escapes all of it, holds no script, and its policy lets nothing in it load anything.
 """
 
-import html
 import itertools
 import json
 import random
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from data.blocks.tally import SAMPLES, BlockTally, Sample
 from data.configs import CurateConfig, SourceConfig
 from data.files import sha256_of
+from data.markdown import escaped_table, inline
 from data.records import Demonstration, Document, Preference, Record
 from data.screening import SourceTally
 from data.splits import Candidate
@@ -239,10 +239,10 @@ def card(curated: Curated, summary: Mapping[str, Any]) -> str:
     parts = [
         f"---\n{_yaml(head)}---",
         f"# Data card\n\nMade with seed {curated.seed}. Held-out tables share no prompt with training tables.",
-        "## Sources\n\n" + _table(["source", "role", "licence", "rows read", "unusable", "rejected by blocks", "weight"], sources),
+        "## Sources\n\n" + escaped_table(["source", "role", "licence", "rows read", "unusable", "rejected by blocks", "weight"], sources),
         "### Digests (SHA-256)\n\n" + "\n".join(line for source in config.sources for line in _digests(source)),
         "## Blocks\n\n" + ("\n\n".join(map(_block_text, curated.blocks)) or "None."),
-        "## Tables\n\n" + _table(["table", "rows", "prompt tokens, mean", "max", "completion tokens, mean", "max"], tables),
+        "## Tables\n\n" + escaped_table(["table", "rows", "prompt tokens, mean", "max", "completion tokens, mean", "max"], tables),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -262,9 +262,9 @@ def _source_row(source: SourceConfig, tally: SourceTally) -> list[str]:
 
 def _digests(source: SourceConfig) -> list[str]:
     if source.kind == "file":
-        return [f"- {_inline(path.name)}: {sha256_of(path)}" for path in source.paths()]
+        return [f"- {inline(path.name)}: {sha256_of(path)}" for path in source.paths()]
     pinned = f"revision {source.revision or 'not pinned'}" if source.kind == "hub" else f"made by the task with {json.dumps(source.task)}"
-    return [f"- {_inline(source.place)}: {_inline(pinned)}"]
+    return [f"- {inline(source.place)}: {inline(pinned)}"]
 
 
 def _block_text(block: BlockReport) -> str:
@@ -272,15 +272,4 @@ def _block_text(block: BlockReport) -> str:
     rejected = ", ".join(f"{reason} {count}" for reason, count in tally.reasons.most_common()) or "none"
     counts = f"{tally.rows} rows, {tally.edited} edited, {tally.kept} kept; rejected: {rejected}"
     settings = json.dumps(dict(block.settings), indent=2).replace("<", "\\u003c")
-    return f"### {_inline(block.label)}\n\n{_inline(counts)}\n\n```json\n{settings}\n```"
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *([_inline(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _inline(text: str) -> str:
-    """A text that stays one piece of plain text in Markdown: on one line, its marks and tags shown as they are."""
-    escaped = html.escape(" ".join(text.split()), quote=False)
-    return "".join(f"\\{character}" if character in "\\`*_[]|#!" else character for character in escaped)
+    return f"### {inline(block.label)}\n\n{inline(counts)}\n\n```json\n{settings}\n```"
