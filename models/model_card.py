@@ -66,7 +66,7 @@ def card(content: CardContent) -> str:
 
 def _title(content: CardContent) -> str:
     lines = [
-        f"Policy {inline(content.candidate.name)}, digest {content.candidate.digest}.",
+        f"Policy {inline(content.candidate.name)}, digest {inline(content.candidate.digest)}.",
         f"Registered because of decision {inline(content.decision_id)}, compared with {inline(content.opponent)}.",
     ]
     return f"# Model card: {inline(content.name)}\n\n" + "\n".join(lines)
@@ -124,7 +124,7 @@ def limits(content: CardContent) -> list[str]:
 def _data(content: CardContent) -> str:
     if not content.data_cards:
         return "No curated data is known of this policy."
-    return "\n\n".join(f"Digest {digest}\n\n{_demoted(text)}" for digest, text in content.data_cards.items())
+    return "\n\n".join(f"Digest {inline(digest)}\n\n{_demoted(text)}" for digest, text in content.data_cards.items())
 
 
 def _demoted(text: str) -> str:
