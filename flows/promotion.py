@@ -27,6 +27,7 @@ from tasks.lineage import ancestry
 from tasks.plan import current_plan
 from tasks.promotion import card_file, promote, settle
 from tasks.provenance import config_params
+from tasks.registry import RunRecord
 from tasks.store import Artifact, ArtifactInvalid, Store
 from tasks.tracking import pipeline
 
@@ -65,8 +66,7 @@ def promotion(config: PromotionConfig) -> Outcome | None:
         if current_plan() is not None:
             return None
         outcome = settled(config)
-        rows = [{"check": c["check"], "result": c["status"], "words": c["words"]} for c in outcome.record.checks]
-        run.table(rows, outcome.markdown, "decision")
+        run.table([_row(check) for check in outcome.record.checks], outcome.markdown, "decision")
         if outcome.version:
             run.page(card_file(config.name, outcome.version).read_text(encoding="utf-8"), "model_card")
         return outcome
@@ -79,8 +79,8 @@ def settled(config: PromotionConfig) -> Outcome:
         ValueError: there is no such run or policy.
         Unreachable, Busy: MLflow is away, or another machine does not finish; the alias was not moved.
     """
-    run_name, _, policy = config.candidate.rpartition("/")
-    candidate = reports_of(registry.find(run_name or "latest"), policy)
+    run, policy = _named(config.candidate)
+    candidate = reports_of(run, policy)
     models = Registry(config.name)
     for _ in range(ATTEMPTS):
         try:
@@ -88,6 +88,15 @@ def settled(config: PromotionConfig) -> Outcome:
         except Overtaken:
             continue
     return _attempt(config, models, candidate)
+
+
+def _named(candidate: str) -> tuple[RunRecord, str]:
+    """Run and policy of RUN/POLICY; the latest run is the latest that is no promotion."""
+    name, _, policy = candidate.partition("/")
+    if not policy:
+        raise ValueError(f"{candidate!r} names no policy of a run: write it as RUN/POLICY, such as quickstart/grpo")
+    others = [run for run in registry.runs() if run.recipe != "promotion"]
+    return (others[-1] if name == "latest" and others else registry.find(name)), policy
 
 
 def _attempt(config: PromotionConfig, models: Registry, candidate: Reports) -> Outcome:
@@ -109,7 +118,12 @@ def _attempt(config: PromotionConfig, models: Registry, candidate: Reports) -> O
     def model_card() -> str:
         return card(_card_content(config, own, other, opponent, decision, record))
 
-    version = promote(models, record, candidate.policy, champion, config.candidate, model_card)
+    try:
+        version = promote(models, record, candidate.policy, champion, config.candidate, model_card)
+    except ArtifactInvalid as error:  # it was whole a moment ago
+        refusal = record.model_copy(update={"accepted": False, "reasons": [f"evidence: {error}"]})
+        decisions.write(refusal)
+        return Outcome(refusal, markdown, champion=champion.number if champion else 0)
     return Outcome(record, markdown, version.number, version.number)
 
 
@@ -135,8 +149,7 @@ def _baseline(config: PromotionConfig, candidate: Reports) -> tuple[str, Artifac
     name = config.gate.baseline or candidate.baseline
     if not name:
         raise ValueError("there is no champion, and the run compared its policies with no baseline: name one with gate.baseline")
-    run_name = config.candidate.rpartition("/")[0] or "latest"
-    return name, reports_of(registry.find(run_name), name).policy
+    return name, reports_of(_named(config.candidate)[0], name).policy
 
 
 def _already(config: PromotionConfig, candidate: Reports, champion: Version) -> Outcome:
@@ -176,6 +189,14 @@ def _recorded(
         checks=decision.to_json()["checks"],
         gate=config.gate.model_dump(mode="json"),
     )
+
+
+def _row(check: dict[str, Any]) -> dict[str, Any]:
+    """A check as a row of the table in MLflow and Prefect."""
+    gain = check["gain"] or {}
+    numbers = {"candidate": check["candidate"], "champion": check["champion"], "gain": gain.get("mean")}
+    ends = {"gain_low": gain.get("low"), "gain_high": gain.get("high")}
+    return {"check": check["check"], "result": check["status"], **numbers, **ends, "words": check["words"]}
 
 
 def _markdown(record: DecisionRecord, decision: Decision) -> str:
