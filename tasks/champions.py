@@ -26,8 +26,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from models.run import write_atomic
 from tasks import decisions, tracking
-from tasks.home import home
 from tasks.locks import file_lock
 from tasks.recorder import Refused, Unreachable
 from tasks.store import Artifact
@@ -238,7 +238,11 @@ def _version(found: Any) -> Version:
 
 
 def _place() -> str:
-    return f"{socket.gethostname()}:{home()}"
+    """This machine and output folder, by a name that no other has: hosts and paths are called the same elsewhere. Under the file lock."""
+    path = decisions.folder() / "place"
+    if not path.exists():
+        write_atomic(path, f"{socket.gethostname()}-{uuid.uuid4().hex}")
+    return path.read_text(encoding="utf-8")
 
 
 def _read_claim(text: str) -> tuple[str, float]:
