@@ -213,7 +213,8 @@ def _card_content(
     base = next((step for step in steps if step.stage == "base_model"), None)
     made = [Made(s.label, s.run, s.stage, s.key, s.artifact.digest, s.inputs(), config_params(s.document["config"])) for s in steps]
     cards = {s.artifact.digest: store.folder(s.artifact.digest) / "card.md" for s in steps}
-    known = {**base.artifact.meta, "kind": base.document["config"]["kind"], **_stated(base.document["config"])} if base else {}
+    settings = base.document["config"] if base else {}
+    known = {"model": settings["name"], **base.artifact.meta, "kind": settings["kind"], **_stated(settings)} if base else {}
     texts = {digest: path.read_text(encoding="utf-8") for digest, path in cards.items() if path.is_file()}
     return CardContent(config.name, own, other, opponent, decision, record.id, made, known, texts)
 

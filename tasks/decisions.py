@@ -1,7 +1,7 @@
 """Decisions on champions, written down for good: one file each, refusals too, none ever changed.
 
-    HOME/decisions/20261121T210455Z-3f9a2c1b.json          what was decided, with every number
-    HOME/decisions/20261121T210455Z-3f9a2c1b.moved.json    that the alias was moved because of it: from which version to which
+    HOME/decisions/20261121T210455123456Z-3f9a2c1b.json          what was decided, with every number
+    HOME/decisions/20261121T210455123456Z-3f9a2c1b.moved.json    that the alias was moved because of it: from which version to which
     HOME/decisions/NAME.lock                               held while the alias of that name may be moved
 """
 
@@ -23,7 +23,7 @@ from tasks.home import home
 
 Action = Literal["promote", "rollback"]
 
-_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
+_ID = re.compile(r"\d{8}T\d{12}Z-[0-9a-f]{8}")
 
 
 class _Written(BaseModel):
@@ -65,7 +65,7 @@ def folder() -> Path:
 
 def new_id(now: datetime) -> str:
     """A name for a decision; names sort by time."""
-    return f"{now:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
+    return f"{now:%Y%m%dT%H%M%S%fZ}-{uuid.uuid4().hex[:8]}"
 
 
 def decision(action: Action, name: str, **fields: Any) -> DecisionRecord:

@@ -51,7 +51,7 @@ def test_decisions_are_kept_in_order_and_never_changed(home: Path):
     for one in (first, second):
         decisions.write(one)
     decisions.write(first.model_copy(update={"reasons": []}))
-    assert {one.id: one for one in decisions.decisions("m")} == {first.id: first, second.id: second}
+    assert decisions.decisions("m") == [first, second]
     assert decisions.decisions("other") == [] and decisions.kept_digests() == {second.digest}
     decisions.write_move(second, 1, 2)
     decisions.write_move(second, 5, 6)
@@ -61,7 +61,7 @@ def test_decisions_are_kept_in_order_and_never_changed(home: Path):
 
 def test_what_is_no_decision_is_passed_over(home: Path):
     decisions.folder().mkdir(parents=True)
-    (decisions.folder() / "20260101T000000Z-00000000.json").write_text("{")
+    (decisions.folder() / "20260101T000000000000Z-00000000.json").write_text("{")
     (decisions.folder() / "notes.json").write_text("{}")
     assert decisions.decisions() == []
 
