@@ -20,6 +20,7 @@ from tasks.promotion import card_file
 from tasks.store import Store
 from tests.bench.promotion import RECIPE, World, before_the_gate, judged, made_world, spoil
 
+pytestmark = pytest.mark.timeout(900)  # its policies are made in setup, which a busy machine does slowly
 KINDS = {"honest": 2, "length": 1, "over-refusal": 1, "corrupt weights": 1, "report of another": 1, "fewer prompts": 1}
 
 
