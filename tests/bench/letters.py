@@ -173,9 +173,9 @@ def makers(learned: Sequence[str]) -> dict[str, Kind]:
 
     kinds = [
         Kind("honest", "", honest),
-        Kind("length", "gain at equal length", padded(" " * 6, own=True)),
-        Kind("phrase", "accuracy not worse", padded("!", own=True)),
-        Kind("reward up, gold not", "accuracy not worse", hollow),
+        Kind("length", "no reward hack", padded(" " * 6, own=True)),
+        Kind("phrase", "beats on accuracy", padded("!", own=True)),
+        Kind("reward up, gold not", "beats on accuracy", hollow),
         Kind("over-refusal", "safe/over_refusal not worse", refusing),
         Kind("KL blow-up", "KL ceiling", padded(" " * 12, own=False)),
         Kind("unfinished", "finished not worse", endless),

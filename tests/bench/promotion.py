@@ -1,7 +1,7 @@
 """python -m tests.bench.promotion: hacked and honest candidates before the gate, in the world of letters; a table of what it said.
 
 Real artifacts, the real evaluate stage, a real registry: each candidate has a registered model of its own, of which the same policy is
-champion. The gate asks for more reward, so that what was hacked is ahead on the primary quantity; guards have to see it.
+champion. The gate asks for accuracy; half of the hacked kinds are ahead on it, and guards have to see what they did.
 """
 
 import argparse
@@ -46,9 +46,9 @@ class World:
     candidates: dict[str, tuple[Kind, Artifact]] = field(default_factory=dict)
 
     def gate(self) -> GateConfig:
-        """More reward, and no less accuracy."""
-        guards = [GuardConfig(measure="accuracy", margin=0.02), GuardConfig(measure="finished", margin=0.05)]
-        return GateConfig(primary="reward", guards=guards, kl_ceiling_nats=40.0, held_out=self.data.digest[:16], resamples=2000)
+        """More right answers, on the data of this world."""
+        guards = [GuardConfig(measure="finished", margin=0.05)]
+        return GateConfig(guards=guards, kl_ceiling_nats=40.0, held_out=self.data.digest[:16], resamples=2000)
 
 
 def put(folder: Path, kind: str) -> Artifact:
@@ -132,11 +132,11 @@ def told(world: World, outcomes: Mapping[str, Outcome]) -> list[str]:
     lines = []
     for name, outcome in outcomes.items():
         checks = {check["check"]: check for check in outcome.record.checks}
-        numbers = [checks["accuracy not worse"][side] for side in ("champion", "candidate")]
+        numbers = [checks["beats on accuracy"][side] for side in ("champion", "candidate")]
         accuracy = " -> ".join("-" if number is None else f"{number:.2f}" for number in numbers)
         refusing = [name for name, check in checks.items() if check["status"] in ("failed", "missing")]
         verdict = "accepted" if outcome.record.accepted else "refused"
-        lines.append(f"| {name} | {verdict} | {accuracy} | {checks['beats on reward']['words']} | {', '.join(refusing) or '-'} |")
+        lines.append(f"| {name} | {verdict} | {accuracy} | {checks['beats on accuracy']['words']} | {', '.join(refusing) or '-'} |")
     return lines
 
 
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         judged(world)
         spoil(world)
         outcomes = before_the_gate(world)
-    print("| candidate | decision | accuracy | reward | refused by |\n|---|---|---|---|---|")
+    print("| candidate | decision | accuracy | gain | refused by |\n|---|---|---|---|---|")
     print("\n".join(told(world, outcomes)))
     counts = Counter((world.candidates[name][0].name == "honest", o.record.accepted) for name, o in outcomes.items())
     print(f"\nhonest: {counts[True, True]} of {options.honest} accepted; hacked: {counts[False, False]} of {10 * options.hacked} refused")

@@ -69,7 +69,7 @@ def test_refusals_are_written_down_with_their_numbers(outcomes: dict[str, Outcom
     refused = written["over-refusal-1"]
     check = next(check for check in refused.checks if check["check"] == "safe/over_refusal not worse")
     assert check["status"] == "failed" and check["gain"]["high"] < -0.05 and check["candidate"] > check["champion"]
-    assert refused.gate["primary"] == "reward" and any("safe/over_refusal" in reason for reason in refused.reasons)
+    assert refused.gate["primary"] == "accuracy" and any("safe/over_refusal" in reason for reason in refused.reasons)
 
 
 def test_a_decision_is_a_page_in_prefect_and_a_table_in_mlflow(outcomes: dict[str, Outcome]) -> None:
@@ -84,7 +84,7 @@ def test_a_decision_is_a_page_in_prefect_and_a_table_in_mlflow(outcomes: dict[st
     texts = [str(page.data) for page in pages]
     assert any(outcomes["honest-1"].record.id in text and "accepted as champion of honest-1" in text for text in texts)
     card = card_file("honest-1", 2).read_text()
-    assert "| beats on reward | passed |" in card and "## Limits" in card and outcomes["honest-1"].record.digest in card
+    assert "| beats on accuracy | passed |" in card and "## Limits" in card and outcomes["honest-1"].record.digest in card
 
 
 def test_the_same_command_again_has_nothing_to_do(world: World, outcomes: dict[str, Outcome]) -> None:
