@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from data.blocks.tally import SAMPLES, BlockTally, Sample
 from data.configs import CurateConfig, SourceConfig
 from data.files import sha256_of
-from data.markdown import inline
+from data.markdown import escaped_table, inline
 from data.records import Demonstration, Document, Preference, Record
 from data.screening import SourceTally
 from data.splits import Candidate
@@ -239,10 +239,10 @@ def card(curated: Curated, summary: Mapping[str, Any]) -> str:
     parts = [
         f"---\n{_yaml(head)}---",
         f"# Data card\n\nMade with seed {curated.seed}. Held-out tables share no prompt with training tables.",
-        "## Sources\n\n" + _table(["source", "role", "licence", "rows read", "unusable", "rejected by blocks", "weight"], sources),
+        "## Sources\n\n" + escaped_table(["source", "role", "licence", "rows read", "unusable", "rejected by blocks", "weight"], sources),
         "### Digests (SHA-256)\n\n" + "\n".join(line for source in config.sources for line in _digests(source)),
         "## Blocks\n\n" + ("\n\n".join(map(_block_text, curated.blocks)) or "None."),
-        "## Tables\n\n" + _table(["table", "rows", "prompt tokens, mean", "max", "completion tokens, mean", "max"], tables),
+        "## Tables\n\n" + escaped_table(["table", "rows", "prompt tokens, mean", "max", "completion tokens, mean", "max"], tables),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -273,8 +273,3 @@ def _block_text(block: BlockReport) -> str:
     counts = f"{tally.rows} rows, {tally.edited} edited, {tally.kept} kept; rejected: {rejected}"
     settings = json.dumps(dict(block.settings), indent=2).replace("<", "\\u003c")
     return f"### {inline(block.label)}\n\n{inline(counts)}\n\n```json\n{settings}\n```"
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *([inline(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

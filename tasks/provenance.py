@@ -33,6 +33,11 @@ def clean_name(name: str) -> str:
     return cleaned if is_plain else re.sub(r"[./]", "_", cleaned) or "_"
 
 
+def model_name(name: str) -> str:
+    """A name without the characters that MLflow refuses in a model's name."""
+    return re.sub(r"[/:.%\"']", "_", name)
+
+
 def _flatten(value: Any, prefix: str) -> Iterator[tuple[str, str]]:
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json")

@@ -175,7 +175,7 @@ class StageRun:
         """Begin the run, or go on with that of an earlier attempt."""
         tags = {"kind": "stage", "stage": stage, "stage_label": self.label, "stage_key": key, **self.session.tags()}
         tags |= {**provenance.code_tags(), **provenance.task_tags(), **{f"input.{name}": part.digest for name, part in inputs.items()}}
-        references = [_reference(name, part) for name, part in inputs.items()]
+        references = [reference_of(name, part) for name, part in inputs.items()]
         fixed = provenance.config_params(params)
         self.session.recorder.put(
             OpenRun(ref=self.ref, name=self.label, parent=parent, started_ms=now_ms(), tags=tags, params=fixed, inputs=references)
@@ -201,7 +201,7 @@ class StageRun:
             "artifact_size_bytes": str(artifact.size_bytes),
             "artifact_meta": json.dumps(artifact.meta, sort_keys=True, default=str)[: provenance.LONGEST_VALUE],
         }
-        output = _reference(self.label, artifact) if is_model(artifact.kind) else None
+        output = reference_of(self.label, artifact) if is_model(artifact.kind) else None
         self.end("FINISHED", tags, journal, output, _readable_files(artifact.kind, folder))
 
     def fail(self, error: BaseException, status: Status | None = None) -> None:
@@ -247,7 +247,8 @@ def _location(digest: str) -> str:
     return (home() / "store" / "objects" / digest[:2] / digest).as_uri()
 
 
-def _reference(name: str, artifact: Artifact) -> Reference:
+def reference_of(name: str, artifact: Artifact) -> Reference:
+    """An artifact as the tracking store sees it."""
     return Reference(name=name, kind=artifact.kind, digest=artifact.digest, location=_location(artifact.digest), meta=dict(artifact.meta))
 
 

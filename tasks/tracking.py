@@ -15,11 +15,10 @@ import contextvars
 import json
 import logging
 import os
-import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -36,6 +35,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Experiment, Run
 
 log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
 
 DELIVER_AT_END_S = 30.0  # how long a flow that is done waits for MLflow to take its last records
 DELIVER_WHEN_KILLED_S = 5.0
@@ -117,6 +118,12 @@ def sweep() -> list[str]:
     except (Unreachable, Refused) as error:
         log.warning("Runs of killed processes were not looked for: MLflow cannot be reached. %s", error)
         return []
+
+
+def connected() -> MlflowStore:
+    """The tracking store, for what cannot be left to the recorder: its `ask` waits for MLflow, and says so when it is away."""
+    _load_mlflow(tracking_uri())
+    return _new_store()
 
 
 # What tasks/stage.py calls
@@ -204,6 +211,16 @@ class MlflowStore:
     def url(self, run_id: str) -> str:
         """The page of a run."""
         return f"{ui_url()}/#/experiments/{self._experiment_id}/runs/{run_id}"
+
+    def ask(self, question: Callable[[MlflowClient], Answer]) -> Answer:
+        """What MLflow answers, at once. Raises Unreachable or Refused; the latter's cause has MLflow's error code."""
+        with self._judged():
+            return question(self._client())
+
+    def logged_model(self, model: Reference) -> str:
+        """Id of an artifact's LoggedModel. Raises Unreachable or Refused."""
+        with self._judged():
+            return self._model_id(model, source_run_id=None)
 
     def deliver(self, record: Record) -> None:
         """Write one record. Raises Unreachable or Refused."""
@@ -393,8 +410,9 @@ class MlflowStore:
         else:
             tags = {"artifact_digest": model.digest, "artifact_uri": model.location, "mlflow.model.isExternal": "true"}
             params = {"digest": model.digest, **provenance.config_params(model.meta)}
+            name = provenance.model_name(model.name)
             made = client.create_logged_model(
-                experiment, name=_model_name(model.name), source_run_id=source_run_id, tags=tags, params=params, model_type=model.kind
+                experiment, name=name, source_run_id=source_run_id, tags=tags, params=params, model_type=model.kind
             )
             model_id = client.finalize_logged_model(made.model_id, "READY").model_id
         self._models[model.digest] = model_id
@@ -475,8 +493,3 @@ def _dataset_input(part: Reference) -> Any:
         profile=json.dumps({"digest": part.digest, "kind": part.kind, **part.meta}, default=str),
     )
     return DatasetInput(dataset, [InputTag("mlflow.data.context", part.name), InputTag("artifact_digest", part.digest)])
-
-
-def _model_name(name: str) -> str:
-    """A name without the characters that MLflow refuses in a model's name."""
-    return re.sub(r"[/:.%\"']", "_", name)

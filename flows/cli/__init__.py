@@ -1,4 +1,5 @@
-"""The command line: `posttrain run`, `explain`, `compare`, `artifacts`, `label`, `labels`, `lint`, `ui`, `chat`, `recipes`.
+"""The command line: `posttrain run`, `explain`, `compare`, `artifacts`, `label`, `labels`, `lint`, `ui`, `chat`, `recipes`,
+`promote`, `rollback`, `champions`.
 
 Only names and help texts are here: a command imports what it needs when it runs, so that `posttrain --help` answers at once.
 
@@ -45,6 +46,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what the st
 TaskName = Annotated[
     str, typer.Argument(metavar="RUN", help="A run or recipe, RUN/LABEL, a task of `posttrain labels list`, or a candidates.parquet.")
 ]
+ModelName = Annotated[str, typer.Option("--name", metavar="MODEL", help="The registered model.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run (quickstart-3), a recipe (its latest run) or 'latest'.")]
 
 
@@ -201,6 +203,50 @@ def label_command(
     from flows.cli.label import Serving, label
 
     _carry_out(lambda: label(name, Serving(host, port, annotators or [])))
+
+
+@app.command("promote")
+def promote_command(
+    candidate: Annotated[str, typer.Argument(metavar="RUN/POLICY", help="A run, or a recipe for its latest run, and a policy of it.")],
+    name: ModelName = "policy",
+    gate: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML with fields of the gate; else its defaults.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Decide and say why; write nothing down and move nothing.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make a policy the champion if it beats the one that is and is worse in nothing that the gate guards. Exit code 1 if it is refused.
+
+    [bold]Example:[/bold] posttrain promote quickstart/grpo --name arithmetic
+    """
+    from flows.cli.promote import promote
+
+    _carry_out(lambda: promote(candidate, name, gate, dry_run, verbose), verbose)
+
+
+@app.command("rollback")
+def rollback_command(
+    name: ModelName = "policy",
+    to: Annotated[int, typer.Option(min=0, metavar="VERSION", help="Version to go back to; 0: the champion before this one.")] = 0,
+) -> None:
+    """Give the champion's place back to the one before it, after reading all of its bytes.
+
+    [bold]Example:[/bold] posttrain rollback --name arithmetic
+    """
+    from flows.cli.promote import rollback
+
+    _carry_out(lambda: rollback(name, to))
+
+
+@app.command("champions")
+def champions_command(
+    name: Annotated[str | None, typer.Option("--name", metavar="MODEL", help="Only decisions on this registered model.")] = None,
+) -> None:
+    """List every decision on champions, refusals too, and say who is champion.
+
+    [bold]Example:[/bold] posttrain champions --name arithmetic
+    """
+    from flows.cli.promote import champions
+
+    _carry_out(lambda: champions(name))
 
 
 @labels_app.command("list")

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from flows.cli.policies import resolve, store
 from flows.cli.terminal import complain, out, size, write
-from tasks import registry
+from tasks import decisions, registry
 from tasks.registry import InUse, RunRecord, alone
 from tasks.store import Artifact, ArtifactInvalid, Store
 
@@ -117,9 +117,9 @@ def _remove(store: Store, garbage: Garbage) -> int:
 
 
 def find_garbage(store: Store, keep: int | None) -> Garbage:
-    """What can go if the last `keep` runs of each recipe stay (None: all of them)."""
+    """What can go if the last `keep` runs of each recipe stay (None: all of them). Champions stay, the earlier ones too."""
     kept, dropped = _divide(registry.runs(), keep)
-    needed = {artifact.digest for run in kept for artifact in run.artifacts().values()}
+    needed = {artifact.digest for run in kept for artifact in run.artifacts().values()} | decisions.kept_digests()
     stages = [stage for run in kept for stage in run.stages.values()]
     keys = {stage.key for stage in stages}
     unfinished = {stage.key for stage in stages if stage.outcome in ("running", "failed")}
