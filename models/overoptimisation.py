@@ -107,7 +107,7 @@ class Way:
     def _add_scores(self, evaluator: Evaluator, rows: Rows) -> None:
         """The reward trained on, and the verifier's score where the prompt has one."""
         groups = [Group(row["prompt"], [c["tokens"] for c in row["sampled"]]) for row in rows]
-        rewarded = reward_of(self.config, evaluator.tokenizer, self.reference, self.reward, self.run.device)
+        rewarded = reward_of(self.config, evaluator.answerer.tokenizer, self.reference, self.reward, self.run.device)
         scored = rewarded(self.prompts, groups)
         if scored.failures:
             self.run.log(f"{scored.failures} answers could not be scored by the reward trained on")
@@ -115,7 +115,7 @@ class Way:
             for answer, score in zip(row["sampled"], scores, strict=True):
                 answer["reward"] = score
                 if prompt.verifier != "none":
-                    judged = verify(prompt, text_of(evaluator.tokenizer, answer["tokens"]))
+                    judged = verify(prompt, text_of(evaluator.answerer.tokenizer, answer["tokens"]))
                     answer |= {"score": judged.score, "failed": judged.error is not None}
 
 

@@ -140,7 +140,7 @@ class PipelineRun:
             return
         ref, now = run_ref(self.ref, "policy", name), now_ms()
         known = {"kind": "policy", **self.session.tags(), **provenance.code_tags(), **tags}
-        references = [_reference(label, part) for label, part in inputs.items()]
+        references = [reference_of(label, part) for label, part in inputs.items()]
         self.session.recorder.put(
             OpenRun(ref=ref, name=name, parent=self.ref, started_ms=now, tags=known, params={}, inputs=references),
             AddPoints(ref=ref, points=[Point(metric, value, 0, now) for metric, value in metrics.items()]),
