@@ -61,7 +61,7 @@ def evaluate(
     the policy's answers is added.
 
     Raises:
-        ValueError: nothing to measure on is left, a reward is not finite, or only one of policy and data is there.
+        ValueError: a reward is not finite, or only one of policy and data is there.
     """
     if (policy is None) != (data is None):
         raise ValueError(f"the best-of-n curve needs a policy and its data, and got policy {policy} and data {data}: give both or neither")
@@ -75,7 +75,7 @@ def evaluate(
         content["people"].append(told)
         measures += found
     if not measures:
-        raise ValueError("there is no pair to measure the reward model on: give preferences with held-out pairs, sets, people or labels")
+        content["notes"].append("Nothing was measured: no pair is held out, and no set, people or labels are given.")
     run.report(content.pop("metrics") | metrics_of(measures), 0)
     del evaluation
     if policy is not None and data is not None:
@@ -84,7 +84,7 @@ def evaluate(
     content |= {"measures": [asdict(measure) for measure in measures], "markdown": markdown_of(content)}
     (run.out / "reward_evaluation.json").write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
     (run.out / "reward_evaluation.md").write_text(content["markdown"], encoding="utf-8", errors="backslashreplace")
-    run.log(content["markdown"])
+    run.log(content["markdown"].partition("\n## ")[0])
     return {"pairs": content["pairs"]} | {measure.name: measure.mean for measure in measures if "/" not in measure.name}
 
 

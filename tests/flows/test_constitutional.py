@@ -39,7 +39,7 @@ def test_the_flow_runs_in_the_order_of_its_paper(home: Path) -> None:
     flow(config)
     assert list(stages("constitutional")) == [
         *("base_model", "curate", "revise", "sft", "collect_preferences", "reward_model", "dpo"),
-        *("evaluate[base]", "evaluate[sft]", "evaluate[dpo]", "comparison"),
+        *("evaluate_reward", "evaluate[base]", "evaluate[sft]", "evaluate[dpo]", "behaviour", "comparison"),
     ]
     rows = [json.loads(line) for line in (artifact(home, "constitutional", "revise") / "revisions.jsonl").read_text().splitlines()]
     assert len(rows) == 24 and all(row["principle"] for row in rows)

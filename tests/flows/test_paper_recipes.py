@@ -85,8 +85,9 @@ def test_the_flow_runs_in_the_order_of_its_paper_and_judges_every_policy(name: s
     assert list(record.stages) == [
         *("base_model", "curate"),
         *STAGES[name],
+        *(["evaluate_reward"] if "reward_model" in fields else []),
         *(f"evaluate[{policy}]" for policy in POLICIES[name]),
-        "comparison",
+        *("behaviour", "comparison"),
     ]
     digest = record.stages["comparison"].artifact.digest  # type: ignore[union-attr]
     table = json.loads((shared_home / "store" / "objects" / digest[:2] / digest / "comparison.json").read_text())

@@ -160,8 +160,9 @@ def test_people_alone_are_enough_and_nothing_is_not(plant: Callable[..., Any], r
     write_table(tmp_path / "judgements.parquet", [judgement(f"q{n}", (0, 1)) for n in range(3)])
     found, report = plant(len, preferences=None, labels=tmp_path)
     assert report["pairs"] == 0 and found["people_accuracy/people=labels"].mean == 1
-    with pytest.raises(ValueError, match="no pair to measure the reward model on"):
-        evaluate(CONFIG, reward=reward_folder, seed=0, run=run)
+    evaluate(CONFIG, reward=reward_folder, seed=0, run=run)
+    nothing = json.loads((run.out / "reward_evaluation.json").read_text())
+    assert nothing["measures"] == [] and [note[:20] for note in nothing["notes"]] == ["Nothing was measured"]
 
 
 def test_too_long_pairs_are_counted(plant: Callable[..., Any], preferences: Path):
