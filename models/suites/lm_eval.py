@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from data.measures import Better, Measure, Suite, mean, metrics_of, write_suite
+from data.measures import Better, Measure, Suite, mean
 from models.configs.lm_eval import LMEvalConfig
 from models.run import Run
 from models.seeds import derive_seed
+from models.suites.concluding import conclude
 
 AGGREGATE_RESAMPLES = 200  # of quantities that are no mean, such as BLEU: each resample computes it anew
 _SHOWN_CHARACTERS = 4000
@@ -52,9 +53,7 @@ def measure(config: LMEvalConfig, *, policy: Path, seed: int, run: Run) -> dict[
     )
     assert results is not None
     suite = suite_of(config, loaded["tasks"], results["samples"], own)
-    write_suite(run.out, suite)
-    run.report(metrics_of(suite), 0)
-    return {"items": len(suite.items), "measures": len(suite.measures)}
+    return conclude(suite, run) | {"measures": len(suite.measures)}
 
 
 def load_tasks(config: LMEvalConfig, seed: int) -> dict[str, Any]:
