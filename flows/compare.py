@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from prefect import flow
 from pydantic import Field
 
-from flows.judge import FlowConfig, judge
+from flows.judge import RewardFlowConfig, judge
 from flows.people import asking
 from flows.preferences import prefer
 from models.configs.base import StageConfig
@@ -28,7 +28,6 @@ from models.configs.preference_model import PreferenceModelConfig
 from models.configs.preferences import PreferencesConfig
 from models.configs.reinforce import ActorCriticConfig, ReinforceConfig
 from models.configs.rejection_sampling import RejectionSamplingConfig
-from models.configs.reward_model import RewardModelConfig
 from models.configs.sft import SFTConfig
 from tasks.actor_critic import actor_critic
 from tasks.base_model import base_model
@@ -51,13 +50,12 @@ from tasks.store import Artifact
 from tasks.tracking import pipeline
 
 
-class CompareConfig(FlowConfig):
+class CompareConfig(RewardFlowConfig):
     """Settings of every stage of the flow ``compare``; of each family, one entry a row of the table."""
 
     sft: SFTConfig = Field(default_factory=SFTConfig, description="Supervised fine-tuning: where every method starts.")
     preferences: PreferencesConfig = Field(default_factory=PreferencesConfig, description="Preference collection.")
     labelling: LabellingConfig = Field(default_factory=LabellingConfig, description="People\'s labels, where a judge is people.")
-    reward_model: RewardModelConfig = Field(default_factory=RewardModelConfig, description="Reward modelling.")
     preference_model: PreferenceModelConfig = Field(
         default_factory=PreferenceModelConfig, description="Preference model, trained where a variant of nash_md asks for it."
     )
@@ -108,4 +106,4 @@ def compare(config: CompareConfig) -> Artifact:
             if settings.reward == "preference_model":
                 judge_of_duels = preference_model(config.preference_model, policy, preferences, seed=seed)
             policies[name] = nash_md.named(name)(settings, policy, data, judge_of_duels, seed=seed)
-        return judge(config, policies, policy, data, reward)
+        return judge(config, policies, policy, data, reward, preferences)

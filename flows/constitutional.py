@@ -13,7 +13,7 @@ from typing import Literal
 from prefect import flow
 from pydantic import Field
 
-from flows.judge import FlowConfig, judge
+from flows.judge import RewardFlowConfig, judge
 from flows.people import asking
 from flows.preferences import prefer
 from models.configs.ai_judge import AIJudgeConfig
@@ -40,7 +40,7 @@ def _by_principles() -> JudgeConfig:
     return JudgeConfig(kind="language_model", name="constitution", ai=AIJudgeConfig(constitution="packaged"))
 
 
-class ConstitutionalConfig(FlowConfig):
+class ConstitutionalConfig(RewardFlowConfig):
     """Settings of every stage of the flow ``constitutional``."""
 
     revise: ReviseConfig = Field(default_factory=ReviseConfig, description="Critique and revision.")
@@ -79,4 +79,4 @@ def constitutional(config: ConstitutionalConfig) -> Artifact:
             policies["dpo"] = dpo(config.dpo, policy, preferences, seed=seed)
         if config.methods != "dpo":
             policies["ppo"] = ppo(config.ppo, policy, revisions, reward, seed=seed)
-        return judge(config, policies, base, data, reward)
+        return judge(config, policies, base, data, reward, preferences)

@@ -12,7 +12,7 @@ Source: DeepSeek-AI 2025, "DeepSeek-R1: Incentivizing reasoning capability in LL
 from prefect import flow
 from pydantic import Field
 
-from flows.judge import FlowConfig, judge
+from flows.judge import RewardFlowConfig, judge
 from flows.people import asking
 from flows.preferences import prefer
 from models.configs.evaluation import ComparisonConfig
@@ -33,7 +33,7 @@ from tasks.store import Artifact
 from tasks.tracking import pipeline
 
 
-class DeepSeekR1Config(FlowConfig):
+class DeepSeekR1Config(RewardFlowConfig):
     """Settings of every stage of the flow ``deepseek_r1``."""
 
     cold_start: SFTConfig = Field(default_factory=SFTConfig, description="Few demonstrations, to make the first RL readable.")
@@ -88,4 +88,4 @@ def deepseek_r1(config: DeepSeekR1Config) -> Artifact:
         tuned = rejection_sampling(config.rejection_sampling, base, samples, reward, seed=seed)
         aligned = grpo.named("alignment")(config.alignment, tuned, data, reward, seed=seed)
         policies = {"base": base, "cold_start": cold_start, "reasoning": reasoner, "rejection_sampling": tuned, "alignment": aligned}
-        return judge(config, policies, cold_start, data, reward)
+        return judge(config, policies, cold_start, data, reward, samples)

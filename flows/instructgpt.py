@@ -8,7 +8,7 @@ Source: Ouyang et al. 2022, "Training language models to follow instructions wit
 from prefect import flow
 from pydantic import Field
 
-from flows.judge import FlowConfig, judge
+from flows.judge import RewardFlowConfig, judge
 from flows.people import asking
 from flows.preferences import prefer
 from models.configs.labelling import LabellingConfig
@@ -25,7 +25,7 @@ from tasks.store import Artifact
 from tasks.tracking import pipeline
 
 
-class InstructGPTConfig(FlowConfig):
+class InstructGPTConfig(RewardFlowConfig):
     """Settings of every stage of the flow ``instructgpt``."""
 
     sft: SFTConfig = Field(default_factory=SFTConfig, description="Step 1: a supervised policy.")
@@ -50,4 +50,4 @@ def instructgpt(config: InstructGPTConfig) -> Artifact:
         preferences = prefer(config.preferences, {"sft": supervised, "base": base}, data, seed=seed, ask_people=people)
         reward = reward_model(config.reward_model, supervised, preferences, seed=seed)
         optimised = ppo(config.ppo, supervised, data, reward, seed=seed)
-        return judge(config, {"base": base, "sft": supervised, "ppo": optimised}, supervised, data, reward)
+        return judge(config, {"base": base, "sft": supervised, "ppo": optimised}, supervised, data, reward, preferences)

@@ -11,7 +11,7 @@ Source: Touvron et al. 2023, "Llama 2: Open foundation and fine-tuned chat model
 from prefect import flow
 from pydantic import Field
 
-from flows.judge import FlowConfig, judge
+from flows.judge import RewardFlowConfig, judge
 from flows.people import asking
 from flows.preferences import prefer
 from models.configs.labelling import LabellingConfig
@@ -30,7 +30,7 @@ from tasks.store import Artifact
 from tasks.tracking import pipeline
 
 
-class Llama2Config(FlowConfig):
+class Llama2Config(RewardFlowConfig):
     """Settings of every stage of the flow ``llama2``."""
 
     rounds: int = Field(default=2, ge=1, le=16, description="Rounds of comparisons, reward modelling and rejection sampling before PPO.")
@@ -63,4 +63,4 @@ def llama2(config: Llama2Config) -> Artifact:
             policy = rejection_sampling.named(name)(config.rejection_sampling, policy, preferences, reward, seed=seed)
             policies[name] = policy
         policies["ppo"] = ppo(config.ppo, policy, data, reward, seed=seed)
-        return judge(config, policies, supervised, data, reward)
+        return judge(config, policies, supervised, data, reward, preferences)

@@ -9,14 +9,13 @@ base_model -> curate -> (reward_model[judge] ->) collect_preferences -> { reward
 from prefect import flow
 from pydantic import Field
 
-from flows.judge import FlowConfig, judge
+from flows.judge import RewardFlowConfig, judge
 from flows.people import asking
 from flows.preferences import prefer
 from models.configs.dpo import DPOConfig
 from models.configs.evaluation import ComparisonConfig, EvaluateConfig
 from models.configs.labelling import LabellingConfig
 from models.configs.preferences import PreferencesConfig
-from models.configs.reward_model import RewardModelConfig
 from tasks.base_model import base_model
 from tasks.curate import curate
 from tasks.dpo import dpo
@@ -25,7 +24,7 @@ from tasks.store import Artifact
 from tasks.tracking import pipeline
 
 
-class PreferenceTuningConfig(FlowConfig):
+class PreferenceTuningConfig(RewardFlowConfig):
     """Settings of every stage of the flow ``preference_tuning``."""
 
     collect: bool = Field(
@@ -34,7 +33,6 @@ class PreferenceTuningConfig(FlowConfig):
     )
     preferences: PreferencesConfig = Field(default_factory=PreferencesConfig, description="Preference collection, with collect.")
     labelling: LabellingConfig = Field(default_factory=LabellingConfig, description="People\'s labels, where a judge is people.")
-    reward_model: RewardModelConfig = Field(default_factory=RewardModelConfig, description="Reward modelling.")
     dpo: DPOConfig = Field(default_factory=DPOConfig, description="DPO.")
     evaluate: EvaluateConfig = Field(
         default_factory=lambda: EvaluateConfig(judge="reward_model"), description="Evaluation on held-out prompts."
@@ -61,4 +59,4 @@ def preference_tuning(config: PreferenceTuningConfig) -> Artifact:
             pairs = prefer(config.preferences, {"base": base}, data, trained, seed=seed, ask_people=people)
         reward = reward_model(config.reward_model, base, pairs, seed=seed)
         policies = {"base": base, "dpo": dpo(config.dpo, base, pairs, seed=seed)}
-        return judge(config, policies, base, data, reward)
+        return judge(config, policies, base, data, reward, pairs)

@@ -6,7 +6,7 @@ base_model -> curate -> sft -> collect_preferences -> reward_model -> { rejectio
 from prefect import flow
 from pydantic import Field
 
-from flows.judge import FlowConfig, judge
+from flows.judge import RewardFlowConfig, judge
 from flows.people import asking
 from flows.preferences import prefer
 from models.configs.dpo import DPOConfig
@@ -15,7 +15,6 @@ from models.configs.labelling import LabellingConfig
 from models.configs.ppo import PPOConfig
 from models.configs.preferences import PreferencesConfig
 from models.configs.rejection_sampling import RejectionSamplingConfig
-from models.configs.reward_model import RewardModelConfig
 from models.configs.sft import SFTConfig
 from tasks.base_model import base_model
 from tasks.curate import curate
@@ -29,13 +28,12 @@ from tasks.store import Artifact
 from tasks.tracking import pipeline
 
 
-class RLHFConfig(FlowConfig):
+class RLHFConfig(RewardFlowConfig):
     """Settings of every stage of the flow ``rlhf``."""
 
     sft: SFTConfig = Field(default_factory=SFTConfig, description="Supervised fine-tuning.")
     preferences: PreferencesConfig = Field(default_factory=PreferencesConfig, description="Preference collection.")
     labelling: LabellingConfig = Field(default_factory=LabellingConfig, description="People\'s labels, where a judge is people.")
-    reward_model: RewardModelConfig = Field(default_factory=RewardModelConfig, description="Reward modelling.")
     rejection_sampling: RejectionSamplingConfig = Field(default_factory=RejectionSamplingConfig, description="Rejection sampling.")
     ppo: PPOConfig = Field(default_factory=PPOConfig, description="PPO.")
     grpo: GRPOConfig = Field(default_factory=GRPOConfig, description="GRPO.")
@@ -64,4 +62,4 @@ def rlhf(config: RLHFConfig) -> Artifact:
             "grpo": grpo(config.grpo, policy, data, reward if "reward_model" in config.grpo.reward_sources else None, seed=seed),
             "dpo": dpo(config.dpo, policy, preferences, seed=seed),
         }
-        return judge(config, policies, policy, data, reward)
+        return judge(config, policies, policy, data, reward, preferences)

@@ -53,9 +53,10 @@ def behaviour(config: BehaviourConfig, *, evaluations: dict[str, Path], seed: in
     content = {"baseline": config.baseline, "policies": policies, "notes": notes, "markdown": markdown}
     (run.out / "behaviour.json").write_text(json.dumps(content), encoding="utf-8")
     (run.out / "behaviour.md").write_text(markdown, encoding="utf-8")
-    run.log(markdown)
     run.report(metrics_of(policies), 0)
-    hacks = [finding for policy in policies.values() for finding in policy["findings"] if finding["severity"] == "hack"]
+    hacks = [(name, finding) for name, policy in policies.items() for finding in policy["findings"] if finding["severity"] == "hack"]
+    for name, finding in hacks:
+        run.log(f"reward hack of {name}: {finding['message']}")
     return {"policies": len(policies), "prompts": baseline.prompts, "hacks": len(hacks)}
 
 

@@ -68,7 +68,9 @@ class FindingsConfig(StageConfig):
 class BehaviourConfig(StageConfig):
     """What training did to each policy beside its score: length, diversity, repetition, confidence, format."""
 
-    baseline: str = Field(default="sft", description="Policy that the others are compared with, by its name among the evaluations.")
+    baseline: str = Field(
+        default="", description="Policy that the others are compared with, by its name among the evaluations; empty: a flow's own baseline."
+    )
     resamples: int = Field(default=2_000, ge=100, description="Bootstrap resamples over prompts.")
     group_prompts: int = Field(
         default=8,

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,8 +18,9 @@ SETTINGS = ["sft.epochs=2", "ppo.iterations=2", "grpo.iterations=2", "ppo.checkp
 POLICIES = ["base", "sft", "rejection_sampling", "ppo", "grpo", "dpo"]
 
 
-def command(*settings: str) -> list[str]:
-    return [sys.executable, "-m", "flows.cli", "run", "tiny", *(word for s in [*SETTINGS, *settings] for word in ("--set", s))]
+def command(*settings: str, recipe: str = "tiny") -> list[str]:
+    every = [*SETTINGS, *settings] if recipe == "tiny" else settings
+    return [sys.executable, "-m", "flows.cli", "run", recipe, *(word for s in every for word in ("--set", s))]
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -27,8 +29,13 @@ def environment(home: Path) -> dict[str, str]:
     return {**kept, "POSTTRAIN_HOME": str(home), "POSTTRAIN_THREADS": "1"}
 
 
-def run(home: Path, *settings: str) -> str:
-    done = subprocess.run(command(*settings), cwd=ROOT, env=environment(home), capture_output=True, text=True, timeout=400, check=False)
+def tried(home: Path, *settings: str, recipe: str = "tiny") -> subprocess.CompletedProcess[str]:
+    words = command(*settings, recipe=recipe)
+    return subprocess.run(words, cwd=ROOT, env=environment(home), capture_output=True, text=True, timeout=400, check=False)
+
+
+def run(home: Path, *settings: str, recipe: str = "tiny") -> str:
+    done = tried(home, *settings, recipe=recipe)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -69,7 +76,43 @@ def test_the_second_run_computes_nothing_and_a_setting_only_what_it_reaches(fini
     assert "mlflow" in printed and "posttrain ui" in printed
     run(finished, "dpo.beta=0.2")
     changed = {label for label, outcome in outcomes(record_of(finished, "tiny-3", monkeypatch)).items() if outcome != "hit"}
-    assert changed == {"dpo", "evaluate[dpo]", "comparison"}
+    assert changed == {"dpo", "evaluate[dpo]", "behaviour", "comparison"}
+
+
+def content_of(home: Path, record: registry.RunRecord) -> dict[str, Any]:
+    digest = record.stages["comparison"].artifact.digest  # type: ignore[union-attr]
+    return json.loads((home / "store" / "objects" / digest[:2] / digest / "comparison.json").read_text())
+
+
+def test_snapshots_and_a_held_out_reward_lead_to_a_curve(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(finished, "grpo.checkpoint.snapshots=1", "held_out_reward.train=true", "preferences.samples_per_prompt=3")
+    record = record_of(finished, "tiny", monkeypatch)
+    assert {"reward_model[held out]", "evaluate_reward", "evaluate_reward[held out]", "overoptimisation[grpo]"} < set(record.stages)
+    content = content_of(finished, record)
+    assert [point["step"] for point in content["overoptimisation"]["grpo"]["points"]] == [0, 1, 2]
+    assert all(row["held_out_reward"] is not None for row in content["rows"])
+    page = registry.report_path(record.name).read_text(encoding="utf-8")
+    assert "<script" not in page and "Over-optimisation" in page
+
+
+def test_policies_of_earlier_runs_are_judged_in_suites(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = [
+        "policies={sft: tiny-1/sft, dpo: tiny-1/dpo}",
+        "data=tiny-1/curate",
+        "reward=tiny-1/reward_model",
+        "evaluate={sampling: {max_tokens: 6}}",
+        "suites.verifiable=[{samples: 2, pass_at: [2], sampling: {max_tokens: 6}}]",
+        "suites.safety=[{sampling: {temperature: 0, max_tokens: 6}}]",
+    ]
+    run(finished, *settings, recipe="evaluation")
+    record = record_of(finished, "evaluation", monkeypatch)
+    suites = {"verifiable[sft/verifiable]", "verifiable[dpo/verifiable]", "safety[sft/safety]", "safety[dpo/safety]"}
+    assert set(record.stages) == suites | {"evaluate[sft]", "evaluate[dpo]", "behaviour", "comparison"}
+    content = content_of(finished, record)
+    assert set(content["suites"]["dpo"]) == {"verifiable", "safety"}
+    assert [row["policy"] for row in content["rows"]] == ["sft", "dpo"]
+    wrong = tried(finished, *settings, "data=tiny-1/sft", recipe="evaluation")
+    assert wrong.returncode != 0 and "'tiny-1/sft' is policy, and a dataset is needed" in wrong.stdout + wrong.stderr
 
 
 def test_a_run_killed_in_the_middle_of_ppo_ends_with_the_same_digests(

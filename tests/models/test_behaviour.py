@@ -18,7 +18,7 @@ from models.configs.behaviour import BehaviourConfig
 from models.run import Run
 from tests.bench.behaviour_sets import HACKS, HONEST, Change, World, kinds
 
-CONFIG = BehaviourConfig(resamples=300, group_prompts=4)
+CONFIG = BehaviourConfig(baseline="sft", resamples=300, group_prompts=4)
 Rows = list[dict[str, Any]]
 
 

@@ -70,7 +70,7 @@ def found(bandit: Path, letters_data: Path, new_run: Callable[[str], Run]) -> Ca
         sides = {"sft": bandit, "own": policy}
         evaluations = {name: evaluated(reward, folder, bandit, letters_data, new_run(name)) for name, folder in sides.items()}
         report = new_run("behaviour")
-        behaviour(BehaviourConfig(resamples=400), evaluations=evaluations, seed=0, run=report)
+        behaviour(BehaviourConfig(baseline="sft", resamples=400), evaluations=evaluations, seed=0, run=report)
         findings = json.loads((report.out / "behaviour.json").read_text())["policies"]["own"]["findings"]
         return [finding for finding in findings if finding["severity"] == "hack"]
 
