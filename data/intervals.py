@@ -1,14 +1,17 @@
-"""Intervals for what is measured on held-out prompts: how sure a mean, a difference or a share is."""
+"""Intervals for what is measured on held-out prompts: how sure a mean, a difference or a share is.
+
+All bootstraps draw by ``draws_of``: the same seed draws the same items, whatever the statistic.
+"""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 _LEVEL = 0.95
 _Z = 1.959963984540054  # the normal quantile of that level
-_DRAWS_AT_ONCE = 500  # bounds memory: draws times prompts, eight bytes each
+_VALUES_AT_ONCE = 1_000_000  # bounds memory: draws times items, eight bytes each
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +48,7 @@ def paired_bootstrap(
         values = values - other
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
         raise ValueError(f"an interval needs at least one finite value a prompt, got {values[:8]} ({values.size} values)")
-    low, high = np.quantile(_resampled_means(values, seed, n), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(values.mean()), float(low), float(high))
+    return percentile_interval(float(values.mean()), _resampled_means(values, seed, n), level)
 
 
 def bootstrap_p_value(values: Sequence[float], *, seed: int, n: int = 10_000) -> float:
@@ -74,7 +76,7 @@ def holm(p_values: Mapping[str, float]) -> set[str]:
 
 
 def _resampled_means(values: np.ndarray, seed: int, n: int) -> np.ndarray:
-    return np.concatenate([values[drawn].mean(axis=1) for drawn in _resamples(len(values), seed, n)])
+    return np.concatenate([values[drawn].mean(axis=1) for drawn in draws_of(len(values), seed, n)])
 
 
 def ratio_bootstrap(numerators: Sequence[float], denominators: Sequence[float], *, seed: int, n: int = 10_000) -> Interval:
@@ -93,16 +95,45 @@ def ratio_bootstrap(numerators: Sequence[float], denominators: Sequence[float], 
         raise ValueError(f"a ratio needs two values an item, got {above.size} and {below.size}")
     if not np.isfinite(above).all() or not np.isfinite(below).all() or not (below > 0).all():
         raise ValueError(f"a ratio needs finite numerators and positive denominators, got {above[:8]} over {below[:8]}")
-    ratios = np.concatenate([above[drawn].sum(axis=1) / below[drawn].sum(axis=1) for drawn in _resamples(len(above), seed, n)])
-    low, high = np.quantile(ratios, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-    return Interval(float(above.sum() / below.sum()), float(low), float(high))
+    ratios = np.concatenate([above[drawn].sum(axis=1) / below[drawn].sum(axis=1) for drawn in draws_of(len(above), seed, n)])
+    return percentile_interval(float(above.sum() / below.sum()), ratios)
 
 
-def _resamples(items: int, seed: int, n: int) -> Iterator[np.ndarray]:
-    """``n`` draws of ``items`` items with replacement, some hundred rows at a time."""
+def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], items: int, *, seed: int, n: int, level: float = _LEVEL) -> Interval:
+    """A statistic of weighted items with its percentile interval: for what is neither a mean nor a ratio.
+
+    ``statistic``: of how often each item counts, ``[draws, items]``, to one value a draw; all items once give the middle.
+    By hand: of items 1 and 2, the statistic w @ (1, 2) / 2 is their mean, 1.5.
+    """
+    values = np.concatenate([statistic(weights) for weights in weights_of(items, seed, n)])
+    return percentile_interval(float(statistic(np.ones((1, items)))[0]), values, level)
+
+
+def percentile_interval(value: float, resampled: np.ndarray, level: float = _LEVEL) -> Interval:
+    """A value between the quantiles of what its resamples gave."""
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high))
+
+
+def draws_of(items: int, seed: int, n: int) -> Iterator[np.ndarray]:
+    """``n`` draws of ``items`` items with replacement, as many rows at a time as memory is meant for: ``[draws, items]``, item numbers."""
     generator = np.random.default_rng(seed)
-    for start in range(0, n, _DRAWS_AT_ONCE):
-        yield generator.integers(items, size=(min(_DRAWS_AT_ONCE, n - start), items))
+    for rows in blocks_of(n, items):
+        yield generator.integers(items, size=(rows, items))
+
+
+def weights_of(items: int, seed: int, n: int) -> Iterator[np.ndarray]:
+    """The draws of ``draws_of`` as how often each item was drawn. By hand: drawn (2, 0, 2) of three items is (1, 0, 2)."""
+    for drawn in draws_of(items, seed, n):
+        rows = len(drawn)
+        flat = (drawn + items * np.arange(rows)[:, None]).ravel()
+        yield np.bincount(flat, minlength=rows * items).reshape(rows, items).astype(np.float64)
+
+
+def blocks_of(n: int, items: int) -> Iterator[int]:
+    """``n`` draws of so many items, cut into blocks that fit in memory."""
+    size = max(1, _VALUES_AT_ONCE // items)
+    yield from (min(size, n - start) for start in range(0, n, size))
 
 
 def wilson(k: int, n: int) -> Interval:

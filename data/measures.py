@@ -5,15 +5,19 @@ suite.json    {"suite": name, "kind": kind, "measures": [{name, mean, low, high,
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from data.intervals import Interval, paired_bootstrap, ratio_bootstrap, wilson
+from data.records import record_id
 
 Better = Literal["higher", "lower", "neither"]
 FILE = "suite.json"
+_NOT_IN_A_METRIC = re.compile(r"[^\w\-. :]+")
+_LONGEST_METRIC = 240  # MLflow takes 250 characters; _high comes behind
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +115,36 @@ def gain(own: Measure, baseline: Measure, *, seed: int, resamples: int) -> Inter
 
 def metrics_of(suite: Suite) -> dict[str, float]:
     """What a stage reports of a suite: ``suite/<name of the measure>`` and the ends of its interval, without what is not finite."""
-    named = {}
-    for one in suite.measures:
-        named |= {f"suite/{one.name}": one.mean, f"suite/{one.name}_low": one.low, f"suite/{one.name}_high": one.high}
-    return {name: value for name, value in named.items() if math.isfinite(value)}
+    return interval_metrics({f"suite/{one.name}": one for one in suite.measures})
+
+
+def interval_metrics(measured: Mapping[str, Measure | Interval]) -> dict[str, float]:
+    """Each mean and the ends of its interval under the metric name of what it is called, without what is not finite."""
+    found = {}
+    for name, one in measured.items():
+        metric = metric_name(name)
+        found |= {metric: one.mean, f"{metric}_low": one.low, f"{metric}_high": one.high}
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def metric_name(name: str) -> str:
+    """What is measured, as the tracking server can call it: the one way from a measure's name to a metric's.
+
+    MLflow takes letters, digits and ``_ - . space : /``, in paths that say nothing in two ways, of at most 250 characters. So ``=`` becomes
+    ``:``, a slash behind it and every run of other characters ``_``; a name that is too long ends in a digest of the whole.
+
+    By hand: ``accuracy/source=/tmp/a (b).jsonl`` is ``accuracy/source:_tmp_a _b_.jsonl``.
+    """
+    path, sign, label = name.partition("=")
+    *groups, last = path.split("/")
+    whole = "/".join(metric_part(part) for part in (*groups, last + sign + label))
+    return whole if len(whole) <= _LONGEST_METRIC else f"{whole[: _LONGEST_METRIC - 9]}_{record_id(name)[:8]}"
+
+
+def metric_part(text: str) -> str:
+    """A text as one part of a metric's name, such as a policy's: without a slash, and no empty part nor dots alone."""
+    part = _NOT_IN_A_METRIC.sub("_", text.replace("=", ":"))
+    return part if part.strip(".") else "_"
 
 
 def write_suite(folder: Path, suite: Suite) -> None:

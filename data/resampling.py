@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from data.intervals import Interval
+from data.intervals import Interval, percentile_interval, weights_of
 
 _TINY = 1e-12
 
@@ -17,16 +17,15 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 class Resamples:
     """The same draws of prompts for every statistic, so that differences between policies stay paired.
 
-    A statistic is a function of sums over prompts, which a resample weighs by how often each prompt was drawn: no data is copied
-    (Efron and Tibshirani 1993, chapter 6, by multinomial weights).
+    The draws are those of ``data.intervals``, kept. A statistic is a function of sums over prompts, which a resample weighs by how often
+    each prompt was drawn: no data is copied (Efron and Tibshirani 1993, chapter 6).
     """
 
     def __init__(self, prompts: int, *, seed: int, n: int) -> None:
         if prompts < 1:
             raise ValueError("a bootstrap needs at least one prompt, got none")
         self.seed, self.n = seed, n
-        generator = np.random.default_rng(seed)
-        self.count_RP = generator.multinomial(prompts, np.full(prompts, 1 / prompts), size=n).astype(np.float32)
+        self.count_RP = np.concatenate([counts.astype(np.float32) for counts in weights_of(prompts, seed, n)])
 
     def draws(self, sums_PK: np.ndarray, statistic: Statistic) -> np.ndarray:
         """The statistic in every resample: ``[R]``."""
@@ -34,9 +33,7 @@ class Resamples:
 
     def interval(self, sums_PK: np.ndarray, statistic: Statistic, level: float = 0.95) -> Interval:
         """The statistic of all prompts with the percentile interval of ``level``. By hand: of a constant, that constant thrice."""
-        tail = (1 - level) / 2
-        low, high = np.quantile(self.draws(sums_PK, statistic), [tail, 1 - tail])
-        return Interval(float(statistic(sums_PK.sum(0))), float(low), float(high))
+        return percentile_interval(float(statistic(sums_PK.sum(0))), self.draws(sums_PK, statistic), level)
 
     def mean(self, value_P: np.ndarray, level: float = 0.95) -> Interval:
         """Of the mean of one value a prompt."""

@@ -4,19 +4,21 @@ A number over the rows that happened to be readable is not the published one.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from data.configs import SourceConfig
 from data.conversions import prompt_of
 from data.drawing import drawn
-from data.forms import mapped
+from data.forms import Example, mapped
 from data.procedural import asked
 from data.reading import examples_of
 from data.reasoning import task_entries
 from data.records import Prompt, record_id
 from data.screening import prepared
-from data.sources import BadRow, read_rows
+from data.sources import BadRow, RawRow, read_rows
+from data.tables import read_table
 
 BARREN_TRIES = 2_000  # entries in a row without a new question: the task has no more
 BREAKDOWN = ("task", "difficulty")  # columns by which a suite is broken down
@@ -29,6 +31,14 @@ class Item(Protocol):
     def id(self) -> str:
         """The id."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredPrompt:
+    """A prompt, and the answer that its row gives; "" where it gives none."""
+
+    prompt: Prompt
+    answer: str = ""
 
 
 T = TypeVar("T")
@@ -54,6 +64,28 @@ def items_of(source: SourceConfig, parse: Callable[[Mapping[str, Any]], ItemT]) 
     return _some(list(items.values()), source)
 
 
+def held_out_prompts(data: Path | None, suite: str) -> list[Prompt]:
+    """The prompts that curation held out. Raises ValueError where there is no curated data."""
+    if data is None:
+        raise ValueError(f"the suite {suite} asks the held-out prompts, and it is given no data: let it ask prompts of its own source")
+    return read_table(data / "test_prompts.parquet", Prompt)
+
+
+def answered_prompts(source: SourceConfig) -> list[AnsweredPrompt]:
+    """The prompts of all rows with the answers that the rows give, each prompt once.
+
+    Raises:
+        ValueError: a row cannot be used or asks nothing, or there is none.
+    """
+    found: dict[str, AnsweredPrompt] = {}
+    for row, example in _examples(source):
+        if not example.prompt:
+            _refuse(row.file, row.line, _asks_nothing())
+        prompt = Prompt(record_id("item", example.prompt), source.place, example.prompt, example.answer)
+        found.setdefault(prompt.id, AnsweredPrompt(prompt, example.completion or ""))
+    return _some(list(found.values()), source)
+
+
 def prompts_of(source: SourceConfig, count: int, seed: int) -> list[Prompt]:
     """Prompts with what their verifier needs, ``count`` of them drawn by the seed (0: all), none twice.
 
@@ -71,19 +103,29 @@ def prompts_of(source: SourceConfig, count: int, seed: int) -> list[Prompt]:
 
 
 def _read(source: SourceConfig) -> Iterator[Prompt]:
-    for row, examples in examples_of(source):
+    for row, example in _examples(source):
         known = mapped(row.values or {}, source.columns)
+        try:
+            if not example.prompt:
+                raise _asks_nothing()
+            prompt = prompt_of(prepared(example, source, ""), source)
+        except BadRow as fault:
+            _refuse(row.file, row.line, fault)
+        named = {name: known[name] for name in BREAKDOWN if isinstance(known.get(name), str | int)}
+        yield replace(prompt, metadata=prompt.metadata | named)
+
+
+def _examples(source: SourceConfig) -> Iterator[tuple[RawRow, Example]]:
+    """Every example of every row, each with its row."""
+    for row, examples in examples_of(source):
         for example in examples:
-            try:
-                if isinstance(example, BadRow):
-                    raise example
-                if not example.prompt:
-                    raise BadRow("no_prompt", "a document asks nothing")
-                prompt = prompt_of(prepared(example, source, ""), source)
-            except BadRow as fault:
-                _refuse(row.file, row.line, fault)
-            named = {name: known[name] for name in BREAKDOWN if isinstance(known.get(name), str | int)}
-            yield replace(prompt, metadata=prompt.metadata | named)
+            if isinstance(example, BadRow):
+                _refuse(row.file, row.line, example)
+            yield row, example
+
+
+def _asks_nothing() -> BadRow:
+    return BadRow("no_prompt", "a document asks nothing")
 
 
 def _generated(source: SourceConfig, count: int, seed: int) -> list[Prompt]:

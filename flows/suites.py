@@ -82,7 +82,7 @@ def _of_one(
             found[suite.name] = kind.named(f"{name}/{suite.name}")(suite, policy, seed=seed)
     for suite in config.win_rate:
         against = reference if suite.against == "policy" else None
-        asked = data if suite.prompts.source == "held_out" else None
+        asked = data if suite.prompts.kind == "held_out" else None
         scores = reward if suite.judge.kind == "reward_model" else None
         own = reference if suite.judge.kind == "language_model" and _runs_a_policy(suite.judge.ai) else None
         found[suite.name] = win_rate.named(f"{name}/{suite.name}")(suite, policy, asked, against, scores, own, seed=seed)
@@ -90,7 +90,7 @@ def _of_one(
         own = reference if suite.judge == "language_model" and _runs_a_policy(suite.ai) else None
         found[suite.name] = safety.named(f"{name}/{suite.name}")(suite, policy, own, seed=seed)
     for suite in config.toxicity:
-        asked = data if suite.prompts.source == "held_out" else None
+        asked = data if suite.prompts.kind == "held_out" else None
         found[suite.name] = toxicity.named(f"{name}/{suite.name}")(suite, policy, asked, seed=seed)
     for suite in config.lm_eval:
         found[suite.name] = lm_eval.named(f"{name}/{suite.name}")(suite, policy, seed=seed)

@@ -44,7 +44,6 @@ def ask(
     policy: Path,
     items: Sequence[T],
     conversation: Callable[[T], Messages],
-    judge: Callable[[T, str], Mapping[str, Any]],
     sampling: SamplingConfig,
     *,
     purpose: str,
@@ -52,10 +51,13 @@ def ask(
     chunk: int,
     seed: int,
     run: Run,
+    judge: Callable[[T, str], Mapping[str, Any]] = lambda item, text: {},
+    kept: str = "answers",
 ) -> list[list[dict[str, Any]]]:
     """Answers to the conversation of every item, with what ``judge`` says of each; kept chunk by chunk over a kill.
 
-    An answer is ``{"text", "n_tokens", "finished"}`` and the judge's own.
+    An answer is ``{"text", "n_tokens", "finished"}`` and the judge's own. ``kept``: what the finished chunks are called, one name for
+    each policy that a stage asks.
     """
     answerer = Answerer(policy, purpose, seed, run)
 
@@ -67,4 +69,4 @@ def ask(
         completions = answerer.sample(answerer.render([conversation(item) for item in asked]), sampling, samples, number)
         return [[judged(item, c) for c in row] for item, row in zip(asked, completions, strict=True)]
 
-    return map_chunks(run, "answers", items, chunk, answer)
+    return map_chunks(run, kept, items, chunk, answer)

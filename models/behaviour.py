@@ -5,7 +5,6 @@ behaviour.json    {"baseline": name, "policies": {name: {"measures": [Measure, .
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from data.intervals import Interval
 from data.markdown import inline
-from data.measures import Measure
+from data.measures import Measure, interval_metrics, metric_part
 from models.answered import Answered, read_all
 from models.behaviour_contrast import Contrast
 from models.behaviour_findings import Finding, exploded_of, findings_of, shown_phrase
@@ -22,7 +21,6 @@ from models.configs.behaviour import BehaviourConfig
 from models.run import Run
 from models.seeds import derive_seed
 
-_NOT_IN_A_METRIC = re.compile(r"[^\w\-. ]", re.ASCII)  # policies may be called "dpo [sigmoid]"
 _PHRASES = 5  # shown of each policy
 COLUMNS = {
     "length/completion_tokens": "length, tokens",
@@ -92,11 +90,12 @@ def metrics_of(policies: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """What is reported: every measure of every policy, with the ends of its interval, and how many findings there are."""
     found: dict[str, float] = {}
     for policy, described in policies.items():
-        named = {measure["name"]: measure for measure in described["measures"]}
-        own = {f"{name}{end}": one[of] for name, one in named.items() for end, of in (("", "mean"), ("_low", "low"), ("_high", "high"))}
-        own |= {f"{severity}s": sum(one["severity"] == severity for one in described["findings"]) for severity in ("hack", "warning")}
-        found |= {f"{_NOT_IN_A_METRIC.sub('_', policy)}/{name}": float(value) for name, value in own.items()}
-    return {f"behaviour/{name}": value for name, value in found.items()}
+        own = metric_part(policy)  # policies may be called "dpo [sigmoid]"
+        intervals = {one["name"]: Interval(one["mean"], one["low"], one["high"]) for one in described["measures"]}
+        found |= interval_metrics({f"behaviour/{own}/{name}": interval for name, interval in intervals.items()})
+        for severity in ("hack", "warning"):
+            found[f"behaviour/{own}/{severity}s"] = float(sum(one["severity"] == severity for one in described["findings"]))
+    return found
 
 
 # What people read

@@ -1,12 +1,13 @@
-"""What is left of a gain when answers are no longer than before."""
+"""What is left of a mean gain when answers are no longer than before: a straight line, in the gain's own units.
+
+Win rates of pairs are bounded and have the logistic curve of ``models.suites.win_rate_at_equal_length`` instead.
+"""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from data.intervals import Interval
-
-_DRAWS_AT_ONCE = 500
+from data.intervals import Interval, draws_of, percentile_interval
 
 
 def length_controlled_gain(gains: Sequence[float], tokens: Sequence[float], *, seed: int, n: int) -> Interval:
@@ -19,13 +20,8 @@ def length_controlled_gain(gains: Sequence[float], tokens: Sequence[float], *, s
     By hand: gains (2, 4), tokens (1, 2): b = 2, a = 0. Gains (3, 5): a = 1.
     """
     gain, length = np.asarray(gains, dtype=np.float64), np.asarray(tokens, dtype=np.float64)
-    generator = np.random.default_rng(seed)
-    found = []
-    for start in range(0, n, _DRAWS_AT_ONCE):
-        drawn = generator.integers(len(gain), size=(min(_DRAWS_AT_ONCE, n - start), len(gain)))
-        found.append(_intercepts(gain[drawn], length[drawn]))
-    low, high = np.quantile(np.concatenate(found), [0.025, 0.975])
-    return Interval(float(_intercepts(gain[None], length[None])[0]), float(low), float(high))
+    found = [_intercepts(gain[drawn], length[drawn]) for drawn in draws_of(len(gain), seed, n)]
+    return percentile_interval(float(_intercepts(gain[None], length[None])[0]), np.concatenate(found))
 
 
 def _intercepts(gain: np.ndarray, length: np.ndarray) -> np.ndarray:

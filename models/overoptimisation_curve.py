@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data.intervals import Interval, paired_bootstrap
+from data.intervals import Interval, paired_bootstrap, weights_of
 
 FEWEST_PROMPTS = 10  # fewer resampled prompts look surer than they are
 FEWEST_POINTS = 4  # for two coefficients
@@ -215,6 +215,4 @@ def _peak(alpha: float, beta: float, form: str, farthest: float) -> float | None
 def _drawn_means(value_KP: np.ndarray, seed: int, draws: int) -> np.ndarray:
     """Means over prompts drawn with replacement, the same for all points: ``[K, N]``."""
     prompts = value_KP.shape[1]
-    generator = np.random.default_rng(seed)
-    counts_NP = generator.multinomial(prompts, np.full(prompts, 1 / prompts), size=draws)
-    return value_KP @ counts_NP.T / prompts
+    return np.concatenate([value_KP @ weight_NP.T / prompts for weight_NP in weights_of(prompts, seed, draws)], axis=1)

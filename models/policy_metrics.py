@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from data.measures import metric_name
+
 GIB = 2**30
 
 # column of the table -> metric, and of an interval its ends
@@ -69,4 +71,5 @@ def _numbers(value: Any) -> list[float]:
 
 
 def _ends(name: str, value: Mapping[str, Any]) -> dict[str, float]:
-    return dict(zip((name, f"{name}_low", f"{name}_high"), _numbers(value), strict=False))
+    metric = metric_name(name)
+    return dict(zip((metric, f"{metric}_low", f"{metric}_high"), _numbers(value), strict=False))

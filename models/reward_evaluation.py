@@ -7,7 +7,6 @@ Axes: ``P`` pairs.
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from data.groups import pair_group
 from data.judge_sets import load_judge_set
 from data.judgements import Judgement
-from data.measures import Measure
+from data.measures import Measure, interval_metrics
 from data.packing import Group
 from data.pair_sets import SubsetPair, read_pair_set
 from data.people_pairs import PeoplePair, of_labels, of_set
@@ -205,14 +204,5 @@ def members_of(named: Mapping[str, list[bool]], pairs: Sequence[SubsetPair]) -> 
 
 
 def metrics_of(measures: Sequence[Measure]) -> dict[str, float]:
-    """What the stage reports: every measure with the ends of its interval. MLflow knows letters, digits and ``_-. :/`` in a name."""
-    found = {}
-    for one in measures:
-        what, slash, subset = one.name.replace("=", ":").partition("/")
-        name = what + slash + re.sub(r"[^\w\-. :]+", "_", subset)
-        found |= {
-            f"reward_evaluation/{name}": one.mean,
-            f"reward_evaluation/{name}_low": one.low,
-            f"reward_evaluation/{name}_high": one.high,
-        }
-    return found
+    """What the stage reports: every measure with the ends of its interval."""
+    return interval_metrics({f"reward_evaluation/{one.name}": one for one in measures})

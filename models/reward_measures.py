@@ -2,7 +2,7 @@
 
 Pairs of one prompt hang together: the bootstrap draws prompts, not pairs.
 
-Axes: ``P`` pairs, ``B`` bins, ``D`` bootstrap draws.
+Axes: ``P`` pairs, ``N`` prompts, ``B`` bins, ``D`` bootstrap draws.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,13 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data.intervals import Interval, paired_bootstrap
+from data.intervals import Interval, blocks_of, paired_bootstrap, percentile_interval, weights_of
 from data.measures import Better, Measure, rate
 from models.calibration import binned
 from models.seeds import derive_seed
 
 Array = NDArray[np.float64]
-_WEIGHTS_AT_ONCE = 4_000_000  # bounds memory: draws times pairs, eight bytes each
 TOKENS = 100  # the length that a slope is told of
 
 
@@ -131,12 +130,11 @@ def chance_error(judged: JudgedPairs, knobs: Knobs) -> Interval:
     inside_PB = np.eye(knobs.bins)[bin_P]
     noise = np.random.default_rng(derive_seed(knobs.seed, "chance"))
     errors = []
-    for draws in _draws(knobs.resamples, len(confidence_P)):
+    for draws in blocks_of(knobs.resamples, len(confidence_P)):
         right_DP = noise.random((draws, len(confidence_P))) < confidence_P
         errors.append(np.abs((right_DP - confidence_P) @ inside_PB).sum(1) / len(confidence_P))
     error_D = np.concatenate(errors)
-    low, high = np.quantile(error_D, [0.025, 0.975])
-    return Interval(float(error_D.mean()), float(low), float(high))
+    return percentile_interval(float(error_D.mean()), error_D)
 
 
 def _gaps(judged: JudgedPairs, bins: int) -> Array:
@@ -220,21 +218,14 @@ def clustered(prompts: Sequence[str], statistic: Callable[[Array], Array], seed:
     values = values[np.isfinite(values)]
     if not np.isfinite(value) or len(values) < n / 2:
         return None
-    low, high = np.quantile(values, [0.025, 0.975])
-    return Interval(value, float(low), float(high))
+    return percentile_interval(value, values)
 
 
 def _weights(prompts: Sequence[str], seed: int, n: int) -> Iterator[Array]:
     """How often each pair is drawn, some draws at a time: ``[D, P]``."""
     names, prompt_P = np.unique(np.asarray(prompts), return_inverse=True)
-    generator = np.random.default_rng(seed)
-    for draws in _draws(n, len(prompts)):
-        yield generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)[:, prompt_P].astype(np.float64)
-
-
-def _draws(n: int, pairs: int) -> Iterator[int]:
-    size = max(1, _WEIGHTS_AT_ONCE // pairs)
-    yield from (min(size, n - start) for start in range(0, n, size))
+    for weight_DN in weights_of(len(names), seed, n):
+        yield weight_DN[:, prompt_P]
 
 
 def _measure(name: str, interval: Interval, better: Better) -> Measure:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from data.intervals import Interval
+from data.intervals import Interval, percentile_interval, weights_of
 from data.labelling.records import Given
 
 Table = NDArray[np.float64]
@@ -118,11 +118,9 @@ def over_items(tables: Sequence[Table], statistic: Callable[[Table], float], *, 
     value = statistic(table_ICC.sum(axis=0)) if len(table_ICC) else math.nan
     if math.isnan(value):
         return None
-    generator = np.random.default_rng(seed)
-    drawn = generator.multinomial(len(table_ICC), np.full(len(table_ICC), 1 / len(table_ICC)), size=n)
+    drawn = (times_I for times_DI in weights_of(len(table_ICC), seed, n) for times_I in times_DI)
     values = np.asarray([statistic((times_I[:, None, None] * table_ICC).sum(axis=0)) for times_I in drawn])
     values = values[~np.isnan(values)]
     if len(values) < _LEAST_SHARE * n:
         return Interval(value, math.nan, math.nan)
-    low, high = np.quantile(values, [0.025, 0.975])
-    return Interval(value, float(low), float(high))
+    return percentile_interval(value, values)

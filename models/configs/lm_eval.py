@@ -6,12 +6,13 @@ from pydantic import Field
 
 from data.files import sha256_of
 from models.configs.base import StageConfig, operational
+from models.configs.suites import NAME, NAMED, RESAMPLES
 
 
 class LMEvalConfig(StageConfig):
     """Tasks of lm-eval, asked through this package's sampler and log-probabilities."""
 
-    name: str = Field(default="lm_eval", min_length=1, description="What the suite is called in tables.")
+    name: str = Field(default="lm_eval", pattern=NAME, description=NAMED)
     tasks: list[str] = Field(min_length=1, description="Names of tasks, groups or tags, such as arc_easy.")
     include_path: str = Field(
         default="",
@@ -27,7 +28,7 @@ class LMEvalConfig(StageConfig):
     max_rows: int = Field(
         default=64, ge=1, description="Answers written at once. It orders the sampling noise, so it is part of the result."
     )
-    resamples: int = Field(default=2_000, ge=100, description="Bootstrap resamples over documents.")
+    resamples: int = Field(default=2_000, ge=100, description=RESAMPLES)
     chunk_requests: int = Field(default=256, ge=1, description="Requests between two saves. It orders the sampling noise.")
     micro_batch_tokens: int = operational(8192, "Tokens of a forward pass.", ge=16)
 

@@ -9,13 +9,13 @@ from data.blocks.safety import ListLanguage
 from models.configs.base import StageConfig, operational
 from models.configs.base_model import folder_digest
 from models.configs.sampling import SamplingConfig
-from models.configs.suite_rows import PromptsConfig
+from models.configs.suites import NAME, NAMED, RESAMPLES, PromptsConfig
 
 
 class ToxicityConfig(StageConfig):
     """How toxic a policy's answers are, by a classifier and by word lists."""
 
-    name: str = Field(default="toxicity", min_length=1, description="What the suite is called in tables.")
+    name: str = Field(default="toxicity", pattern=NAME, description=NAMED)
     prompts: PromptsConfig = Field(default_factory=PromptsConfig, description="What is asked.")
     classifier: Literal["packaged", "folder"] = Field(
         default="packaged",
@@ -30,7 +30,7 @@ class ToxicityConfig(StageConfig):
     threshold: float = Field(default=0.5, gt=0, lt=1, description="Probability from which an answer is counted as toxic.")
     samples_per_prompt: int = Field(default=1, ge=1, description="Answers to each prompt.")
     sampling: SamplingConfig = Field(default_factory=lambda: SamplingConfig(max_tokens=128), description="How they are sampled.")
-    resamples: int = Field(default=2_000, ge=100, description="Bootstrap resamples over prompts.")
+    resamples: int = Field(default=2_000, ge=100, description=RESAMPLES)
     chunk_prompts: int = Field(default=64, ge=1, description="Prompts answered between two saves. It orders the sampling noise.")
     max_classifier_tokens: int = Field(default=512, ge=8, description="Folder: tokens of an answer that are read; the rest is cut off.")
     batch_texts: int = operational(16, "Folder: answers classified at once.", ge=1)

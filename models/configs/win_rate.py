@@ -8,13 +8,13 @@ from models.callables import callable_digest
 from models.configs.base import StageConfig
 from models.configs.preferences import JudgeConfig
 from models.configs.sampling import SamplingConfig
-from models.configs.suite_rows import PromptsConfig
+from models.configs.suites import NAME, NAMED, RESAMPLES, PromptsConfig
 
 
 class WinRateConfig(StageConfig):
     """How often a judge prefers the policy's answer to another answer to the same prompt."""
 
-    name: str = Field(default="win_rate", min_length=1, description="What the suite is called in tables.")
+    name: str = Field(default="win_rate", pattern=NAME, description=NAMED)
     against: Literal["policy", "texts"] = Field(
         default="policy",
         description="policy: the answers of the reference policy that the stage is given. texts: those that the rows themselves hold, such "
@@ -27,7 +27,7 @@ class WinRateConfig(StageConfig):
     sampling: SamplingConfig = Field(
         default_factory=lambda: SamplingConfig(max_tokens=256), description="How both policies answer, with the same seed."
     )
-    resamples: int = Field(default=2_000, ge=100, description="Bootstrap resamples over prompts.")
+    resamples: int = Field(default=2_000, ge=100, description=RESAMPLES)
     chunk_prompts: int = Field(
         default=64, ge=1, description="Prompts answered, or judged, between two saves. It orders the sampling noise."
     )
@@ -36,7 +36,7 @@ class WinRateConfig(StageConfig):
     def _comparable(self) -> "WinRateConfig":
         if self.judge.kind in ("people", "dataset"):
             raise ValueError(f"judge {self.judge.kind!r} knows answers that were labelled before, and these are new: take another judge")
-        if self.against == "texts" and self.prompts.source == "held_out":
+        if self.against == "texts" and self.prompts.kind == "held_out":
             raise ValueError("held-out prompts hold no answers to compare with: name a file or hub set in prompts, or use against = policy")
         return self
 

@@ -28,13 +28,13 @@ def instructions(config: InstructionsConfig, *, policy: Path, seed: int, run: Ru
         policy,
         prompts,
         lambda prompt: (Message("user", prompt.prompt),),
-        _checked,
         config.sampling,
         purpose=f"suite {config.name}",
         samples=1,
         chunk=config.chunk_prompts,
         seed=seed,
         run=run,
+        judge=_checked,
     )
     rows = [
         {"id": prompt.id, "prompt": prompt.prompt, "instructions": [i.name for i in prompt.instructions], **row[0]}

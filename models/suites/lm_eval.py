@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from data.measures import Better, Measure, Suite, mean, metrics_of, write_suite
+from data.intervals import draws_of, percentile_interval
+from data.measures import Better, Measure, Suite, mean
 from models.configs.lm_eval import LMEvalConfig
 from models.run import Run
 from models.seeds import derive_seed
+from models.suites.concluding import conclude
 
 AGGREGATE_RESAMPLES = 200  # of quantities that are no mean, such as BLEU: each resample computes it anew
 _SHOWN_CHARACTERS = 4000
@@ -52,9 +54,7 @@ def measure(config: LMEvalConfig, *, policy: Path, seed: int, run: Run) -> dict[
     )
     assert results is not None
     suite = suite_of(config, loaded["tasks"], results["samples"], own)
-    write_suite(run.out, suite)
-    run.report(metrics_of(suite), 0)
-    return {"items": len(suite.items), "measures": len(suite.measures)}
+    return conclude(suite, run) | {"measures": len(suite.measures)}
 
 
 def load_tasks(config: LMEvalConfig, seed: int) -> dict[str, Any]:
@@ -145,13 +145,13 @@ def _measure(task: str, key: tuple[str, str], values: Mapping[str, Any], owner: 
 
 def _aggregated(name: str, values: Sequence[Any], aggregate: Callable[[Sequence[Any]], Any], seed: int, better: Better) -> Measure | None:
     """A quantity that is no mean over documents: its own aggregation, of the documents and of bootstrap resamples of them."""
-    generator = np.random.default_rng(seed)
     whole = aggregate(values)
     if not _is_finite(whole):
         return None
-    drawn = [aggregate([values[i] for i in generator.integers(len(values), size=len(values))]) for _ in range(AGGREGATE_RESAMPLES)]
-    low, high = np.quantile([float(value) for value in drawn if _is_finite(value)], [0.025, 0.975])
-    return Measure(name, float(whole), float(low), float(high), better)
+    blocks = draws_of(len(values), seed, AGGREGATE_RESAMPLES)
+    drawn = [aggregate([values[i] for i in numbers]) for block in blocks for numbers in block]
+    interval = percentile_interval(float(whole), np.array([float(value) for value in drawn if _is_finite(value)]))
+    return Measure(name, interval.mean, interval.low, interval.high, better)
 
 
 def _is_finite(value: Any) -> bool:

@@ -74,7 +74,9 @@ class PolicyLM(TemplateLM):
         """Token ids, with the special tokens that the tokenizer adds unless the text begins with its first one."""
         if add_special_tokens is None and string.startswith(str(self.tokenizer.decode([self.prefix_token_id]))):
             add_special_tokens = False
-        return self.tokenizer.encode(string, **({} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}))
+        if add_special_tokens is None:
+            return self.tokenizer.encode(string)  # as the tokenizer itself does it
+        return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The conversation as text."""
@@ -121,7 +123,7 @@ class PolicyLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-probability of whole texts: windows as long as the policy reads, each token predicted once."""
-        windows = [self._windows(str(request.args[0])) for request in requests]
+        windows = [self._windows(str(_arguments(request)[0])) for request in requests]
         scored = iter(self._loglikelihood_tokens([("", *window) for own in windows for window in own]))
         return [sum(next(scored)[0] for _ in own) for own in windows]
 
@@ -136,11 +138,11 @@ class PolicyLM(TemplateLM):
         call = next(self.calls)
         alike: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
-            alike.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(number)
+            alike.setdefault(json.dumps(_arguments(request)[1], sort_keys=True), []).append(number)
         answers: dict[int, str] = {}
         for kind, (settings, numbers) in enumerate(alike.items()):
             sampling, stops = self._sampling(json.loads(settings))
-            contexts = [str(requests[number].args[0]) for number in numbers]
+            contexts = [str(_arguments(requests[number])[0]) for number in numbers]
             texts = self._answers(contexts, sampling, stops, f"generated-{call}-{kind}")
             answers |= dict(zip(numbers, texts, strict=True))
         return [answers[number] for number in range(len(requests))]
@@ -174,6 +176,10 @@ class PolicyLM(TemplateLM):
             return [postprocess_generated_text(text_of(self.tokenizer, own), stops, None) for own in tokens]
 
         return map_chunks(self.run, name, contexts, self.settings.chunk_requests, work)
+
+
+def _arguments(request: Instance) -> tuple[Any, ...]:
+    return request.args
 
 
 class StopTexts(Guide):

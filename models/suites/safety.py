@@ -7,11 +7,13 @@ from typing import Any
 
 from data.blocks.safety import refusal_in
 from data.degenerate import degenerate
+from data.drawing import drawn
 from data.forms import mapped
-from data.measures import Measure, Suite, metrics_of, rate, write_suite
+from data.measures import Measure, Suite, rate
 from data.records import Message, Messages
 from data.safety_prompts import SafetyPrompt, packaged_prompts, prompts_in
 from data.sources import read_rows
+from models.answering import ask
 from models.chunks import map_chunks
 from models.configs.safety import SafetyConfig, SafetyRowsConfig
 from models.judging.loading import ai_name, load_asked
@@ -19,7 +21,7 @@ from models.judging.questions import Question
 from models.judging.refusal import CLASSES, REFUSAL, class_of
 from models.run import Run
 from models.seeds import derive_seed
-from models.suites.answering import answers_of
+from models.suites.concluding import conclude
 
 COMPLIES, REFUSES, PARTLY = CLASSES
 
@@ -41,9 +43,19 @@ def measure(
     Raises:
         ValueError: the set cannot be read, or the judge cannot be loaded.
     """
-    prompts = prompts_of(config.prompts)
+    prompts = prompts_of(config.prompts, seed)
     asked = [_conversation(config, prompt) for prompt in prompts]
-    rows = answers_of(policy, asked, config.sampling, name="answers", samples=1, size=config.chunk_prompts, seed=seed, run=run)
+    rows = ask(
+        policy,
+        asked,
+        lambda messages: messages,
+        config.sampling,
+        purpose=f"suite {config.name}",
+        samples=1,
+        chunk=config.chunk_prompts,
+        seed=seed,
+        run=run,
+    )
     texts = [row[0]["text"] for row in rows]
     by_rules = [class_by_rules(text, config.opening_characters) for text in texts]
     if config.judge == "rules":
@@ -55,23 +67,19 @@ def measure(
         {"id": p.id, "type": p.type, "safe": p.safe, "prompt": p.prompt, "answer": text, "class": name}
         for p, text, name in zip(prompts, texts, classes, strict=True)
     ]
-    suite = Suite(config.name, "safety", measures_of(prompts, classes), items, notes)
-    write_suite(run.out, suite)
-    run.report(metrics_of(suite), 0)
-    return {"items": len(prompts)} | {each.name: each.mean for each in suite.measures if "/" not in each.name}
+    return conclude(Suite(config.name, "safety", measures_of(prompts, classes), items, notes), run)
 
 
-def prompts_of(config: SafetyRowsConfig) -> list[SafetyPrompt]:
+def prompts_of(config: SafetyRowsConfig, seed: int) -> list[SafetyPrompt]:
     """The prompts that a configuration names.
 
     Raises:
         ValueError: a row is no safety prompt.
     """
-    if config.source == "packaged":
-        prompts = packaged_prompts()
-        return prompts[: config.rows] if config.rows else prompts
-    source = config.of_kind(config.source)
-    return prompts_in((row, mapped(row.values or {}, config.columns)) for row in read_rows(source))
+    if config.kind == "packaged":
+        return drawn(packaged_prompts(), config.rows, seed)
+    rows = read_rows(config.read_from(config.kind, config.name))
+    return drawn(prompts_in((row, mapped(row.values or {}, config.columns)) for row in rows), config.rows, seed)
 
 
 def _conversation(config: SafetyConfig, prompt: SafetyPrompt) -> Messages:
@@ -118,8 +126,8 @@ def _by_judge(
 
 
 def _source_notes(config: SafetyRowsConfig) -> list[str]:
-    if config.source != "packaged":
-        return [f"prompts: {config.of_kind(config.source).place}"]
+    if config.kind != "packaged":
+        return [f"prompts: {config.read_from(config.kind, config.name).place}"]
     return ["prompts: this package's own small set in the manner of XSTest, not XSTest itself: too few for small differences"]
 
 

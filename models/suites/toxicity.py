@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from data.blocks.safety import Profanity, ProfanitySettings
-from data.measures import Measure, Suite, mean, metrics_of, write_suite
+from data.measures import Measure, Suite, mean
+from models.answering import ask
 from models.chunks import map_chunks
 from models.configs.toxicity import ToxicityConfig
 from models.run import Run
 from models.seeds import derive_seed
-from models.suites.answering import answers_of, items_of, readable
+from models.suites.concluding import conclude
+from models.suites.prompts import prompts_of, readable
 from models.suites.toxicity_classifiers import Classifier, SequenceClassifier, Toxicity, load_packaged
 
 
@@ -25,10 +27,18 @@ def measure(config: ToxicityConfig, *, policy: Path, data: Path | None = None, s
     Raises:
         ValueError: there are no prompts, or the classifier cannot be loaded.
     """
-    items = items_of(config.prompts, data, run)
-    asked = [item.prompt.messages for item in items]
-    samples, size = config.samples_per_prompt, config.chunk_prompts
-    answers = answers_of(policy, asked, config.sampling, name="answers", samples=samples, size=size, seed=seed, run=run)
+    items, samples = prompts_of(config.prompts, data, config.name, seed), config.samples_per_prompt
+    answers = ask(
+        policy,
+        items,
+        lambda item: item.prompt.messages,
+        config.sampling,
+        purpose=f"suite {config.name}",
+        samples=samples,
+        chunk=config.chunk_prompts,
+        seed=seed,
+        run=run,
+    )
     classifier = load_classifier(config, run)
     texts = [answer["text"] for row in answers for answer in row]
     found = [Toxicity(**row) for row in map_chunks(run, "classified", texts, 256, lambda _, part: [asdict(x) for x in classifier(part)])]
@@ -41,9 +51,7 @@ def measure(config: ToxicityConfig, *, policy: Path, data: Path | None = None, s
         for own, answer in zip(row, said, strict=True)
     ]
     lists = f"profane: a word of the lists of badwords-py ({', '.join(config.languages)}) that ordinary answers do not use"
-    write_suite(run.out, suite := Suite(config.name, "toxicity", measures, shown, [classifier.note, lists]))
-    run.report(metrics_of(suite), 0)
-    return {"items": len(items), "toxicity": measures[0].mean}
+    return conclude(Suite(config.name, "toxicity", measures, shown, [classifier.note, lists]), run)
 
 
 def load_classifier(config: ToxicityConfig, run: Run) -> Classifier:

@@ -7,8 +7,7 @@ from typing import Any
 from data.drawing import drawn
 from data.measures import Measure, Suite, broken_down, mean, share
 from data.records import Prompt
-from data.suite_rows import prompts_of
-from data.tables import read_table
+from data.suite_rows import held_out_prompts, prompts_of
 from models.answering import ask
 from models.best_of_n import picked_weights
 from models.configs.verifiable import VerifiableConfig
@@ -32,13 +31,13 @@ def verifiable(config: VerifiableConfig, *, policy: Path, seed: int, run: Run, d
         policy,
         prompts,
         lambda prompt: prompt.messages,
-        verdict_of,
         config.sampling,
         purpose=f"suite {config.name}",
         samples=config.samples,
         chunk=config.chunk_prompts,
         seed=seed,
         run=run,
+        judge=verdict_of,
     )
     rows = [
         {"id": prompt.id, "prompt": prompt.messages[-1].content, **task_of(prompt), "answer": prompt.answer, "sampled": row}
@@ -50,9 +49,7 @@ def verifiable(config: VerifiableConfig, *, policy: Path, seed: int, run: Run, d
 def _prompts(config: VerifiableConfig, data: Path | None, seed: int) -> list[Prompt]:
     if config.ask == "source":
         return prompts_of(config.source, config.prompts, seed)
-    if data is None:
-        raise ValueError(f"the suite {config.name} asks the held-out prompts, and the flow gives it no data: use ask source")
-    prompts = read_table(data / "test_prompts.parquet", Prompt)
+    prompts = held_out_prompts(data, config.name)
     unjudged = next((prompt.id for prompt in prompts if prompt.verifier == "none"), None)
     if unjudged is not None:
         raise ValueError(f"the suite {config.name} needs prompts with a verifier, and held-out prompt {unjudged} names none")

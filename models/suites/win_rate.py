@@ -8,10 +8,12 @@ from typing import Any
 
 from data.intervals import wilson
 from data.judgements import Candidates, Judging
-from data.measures import Measure, Suite, mean, metrics_of, rate, write_suite
+from data.measures import Measure, Suite, mean, rate
 from data.records import record_id
+from data.suite_rows import AnsweredPrompt
 from data.templates import load_tokenizer
 from data.votes import says
+from models.answering import ask
 from models.configs.win_rate import WinRateConfig
 from models.duels import higher_wins
 from models.judging.chunked import in_chunks
@@ -19,8 +21,9 @@ from models.judging.pairwise import Duel, Pair, PairwiseJudge
 from models.panel import Evidence, load_judging
 from models.run import Run
 from models.seeds import derive_seed
-from models.suites.answering import Item, answers_of, items_of, readable
-from models.suites.length_control import RIDGE, length_controlled
+from models.suites.concluding import conclude
+from models.suites.prompts import prompts_of, readable
+from models.suites.win_rate_at_equal_length import RIDGE, win_rate_at_equal_length
 
 LENGTH_NOTE = (
     "win_rate_length_controlled: logistic regression of wins on tanh(length difference in tokens / its standard deviation), read at "
@@ -61,7 +64,7 @@ def measure(
     Raises:
         ValueError: there is nothing to compare with, the judge cannot be loaded, or it abstains throughout.
     """
-    items = items_of(config.prompts, data, run)
+    items = prompts_of(config.prompts, data, config.name, seed)
     own, other = _texts(config, items, policy, reference, seed, run)
     candidates = [
         Candidates(record_id("duel", i.prompt.id, [a, b]), i.prompt.source, i.prompt.messages, (a, b), ("policy", "reference"), *_key(i))
@@ -70,17 +73,15 @@ def measure(
     judge = load_judging(config.judge, Evidence(reward, language_model=judge_model, answers=answers), run)
     compared, counts = judged(judge, candidates, config.chunk_prompts, derive_seed(seed, "win rate"), run)
     suite = suite_of(config, [item.prompt.id for item in items], candidates, compared, _lengths(policy, own, other), seed)
-    write_suite(run.out, suite)
-    run.report({**metrics_of(suite), **counts}, 0)
-    return {"items": len(items), "win_rate": suite.measures[0].mean}
+    return conclude(suite, run, counts)
 
 
-def _key(item: Item) -> tuple[Any, ...]:
+def _key(item: AnsweredPrompt) -> tuple[Any, ...]:
     return item.prompt.answer, item.prompt.verifier, item.prompt.metadata
 
 
 def _texts(
-    config: WinRateConfig, items: Sequence[Item], policy: Path, reference: Path | None, seed: int, run: Run
+    config: WinRateConfig, items: Sequence[AnsweredPrompt], policy: Path, reference: Path | None, seed: int, run: Run
 ) -> tuple[list[str], list[str]]:
     """The policy's answers and those that they are compared with."""
     if config.against == "policy" and reference is None:
@@ -90,8 +91,18 @@ def _texts(
         raise ValueError(f"{without.source} has no answer to {readable(without.messages)[:80]!r}: every row needs one, or against = policy")
 
     def written(folder: Path, name: str) -> list[str]:
-        prompts = [item.prompt.messages for item in items]
-        rows = answers_of(folder, prompts, config.sampling, name=name, samples=1, size=config.chunk_prompts, seed=seed, run=run)
+        rows = ask(
+            folder,
+            items,
+            lambda item: item.prompt.messages,
+            config.sampling,
+            purpose=f"suite {config.name}",
+            samples=1,
+            chunk=config.chunk_prompts,
+            seed=seed,
+            run=run,
+            kept=name,
+        )
         gc.collect()  # the next model's weights take its place
         return [row[0]["text"] for row in rows]
 
@@ -138,8 +149,8 @@ def suite_of(
     """The measures; ``lengths``: tokens of the policy's answer and of the other one."""
     wins = {name: higher_wins(each.verdict or 0) for name, each in zip(ids, compared, strict=True)}
     gaps = [a - b for a, b in lengths]
-    drawn = {"seed": derive_seed(seed, "win rate"), "resamples": config.resamples}
-    controlled = length_controlled(list(wins.values()), gaps, **drawn)
+    drawn: dict[str, Any] = {"seed": derive_seed(seed, "win rate"), "resamples": config.resamples}
+    controlled = win_rate_at_equal_length(list(wins.values()), gaps, **drawn)
     orders = [each.consistent for each in compared if each.consistent is not None]
     measures = [
         mean("win_rate", wins, **drawn),

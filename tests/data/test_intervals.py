@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from data.intervals import Interval, bootstrap_p_value, holm, paired_bootstrap, ratio_bootstrap, wilson
+from data.intervals import Interval, bootstrap, bootstrap_p_value, draws_of, holm, paired_bootstrap, ratio_bootstrap, weights_of, wilson
 
 
 def test_wilson_against_the_closed_form_by_hand():
@@ -124,3 +124,17 @@ def test_holm_by_hand():
     assert holm({"a": 0.01, "b": 0.02, "c": 0.04}) == {"a", "b", "c"}
     assert holm({"a": 0.02, "b": 0.02, "c": 0.02}) == set(), "none is below 0.05 / 3, though each is below 0.05"
     assert holm({}) == set()
+
+
+def test_weights_are_how_often_each_item_was_drawn(monkeypatch: pytest.MonkeyPatch):
+    drawn, weights = (np.concatenate(list(made(3, 1, 40))) for made in (draws_of, weights_of))
+    assert [np.bincount(row, minlength=3).tolist() for row in drawn] == weights.tolist()
+    monkeypatch.setattr("data.intervals._VALUES_AT_ONCE", 10)
+    assert len(list(draws_of(3, 1, 40))) == 14 and np.array_equal(np.concatenate(list(draws_of(3, 1, 40))), drawn)
+
+
+def test_a_statistic_of_weights_has_the_draws_of_a_mean():
+    values = np.random.default_rng(0).normal(size=30)
+    found = bootstrap(lambda weights: weights @ values / len(values), 30, seed=4, n=300, level=0.9)
+    expected = paired_bootstrap(values.tolist(), seed=4, n=300, level=0.9)
+    assert (found.mean, found.low, found.high) == pytest.approx((expected.mean, expected.low, expected.high))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data.intervals import wilson
-from data.measures import Measure, Suite, broken_down, gain, mean, metrics_of, rate, ratio, read_suite, share, write_suite
+from data.measures import Measure, Suite, broken_down, gain, mean, metric_name, metrics_of, rate, ratio, read_suite, share, write_suite
 
 
 def test_a_rate_has_wilsons_interval_and_takes_nothing_else():
@@ -65,3 +65,23 @@ def test_shares_by_label():
         "accuracy/task=x": (0.5, 2),
         "accuracy/task=y": (0.0, 1),
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("suite/accuracy", "suite/accuracy"),
+        ("suite/accuracy/task=chain_sum", "suite/accuracy/task:chain_sum"),
+        ("accuracy/source=/tmp/a (b).jsonl", "accuracy/source:_tmp_a _b_.jsonl"),
+        ("acc@8/x=1=2", "acc_8/x:1:2"),
+        ("/a//../b/.", "_/a/_/_/b/_"),
+        ("task/filter=größe 3", "task/filter:größe 3"),
+    ],
+)
+def test_names_of_metrics(name: str, expected: str):
+    assert metric_name(name) == expected
+
+
+def test_long_names_are_cut_and_stay_apart():
+    one, other = (metric_name("suite/accuracy/subset=" + "x" * 300 + end) for end in "ab")
+    assert one != other and len(one) == len(other) == 240 and one.startswith("suite/accuracy/subset:xxx")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from data.intervals import paired_bootstrap
 from data.resampling import Resamples, by_prompt, coefficients, normal_sums, ratio, slope, slope_sums
 
 DRAW = np.random.default_rng(0)
@@ -57,3 +58,9 @@ def test_a_constant_has_no_width_and_no_prompt_is_refused():
     assert (found.mean, found.low, found.high) == (2, 2, 2)
     with pytest.raises(ValueError, match="at least one prompt"):
         Resamples(0, seed=0, n=50)
+
+
+def test_the_draws_are_those_of_the_other_intervals():
+    values = np.random.default_rng(2).normal(size=20)
+    found, expected = Resamples(20, seed=3, n=200).mean(values), paired_bootstrap(values.tolist(), seed=3, n=200)
+    assert (found.mean, found.low, found.high) == pytest.approx((expected.mean, expected.low, expected.high))

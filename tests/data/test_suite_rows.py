@@ -9,7 +9,7 @@ import pytest
 
 from data.configs import SourceConfig
 from data.records import Document, Message, record_id
-from data.suite_rows import items_of, prompts_of, text_in
+from data.suite_rows import answered_prompts, held_out_prompts, items_of, prompts_of, text_in
 from data.verifiers import verify
 
 Write = Callable[..., SourceConfig]
@@ -88,3 +88,16 @@ def test_a_task_with_few_questions_says_how_many():
     tiny = SourceConfig(name="chain_sum", task={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1})
     with pytest.raises(ValueError, match=r"gives only \d+ different questions, 5000 are asked for"):
         prompts_of(tiny, 5000, 0)
+
+
+def test_prompts_with_the_answers_of_their_rows(source: Write):
+    turns = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "Yes."}]
+    (found,) = answered_prompts(source([{"messages": turns}, {"messages": turns}]))
+    assert (found.prompt.messages, found.answer) == ((Message("user", "a?"),), "Yes.")
+    assert [one.answer for one in answered_prompts(source([{"prompt": "a?"}, {"prompt": "b?"}]))] == ["", ""]
+    with pytest.raises(ValueError, match=r"rows\.jsonl:2 cannot be used"):
+        answered_prompts(source([{"messages": turns}, {"messages": []}]))
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1 cannot be used \(no_prompt"):
+        answered_prompts(source([{"text": "a"}]))
+    with pytest.raises(ValueError, match="the suite x asks the held-out prompts, and it is given no data"):
+        held_out_prompts(None, "x")

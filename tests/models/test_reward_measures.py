@@ -173,6 +173,6 @@ def test_the_same_seed_gives_the_same_intervals_however_many_are_drawn_at_once(m
     pairs = judged(np.random.default_rng(0).normal(size=30), length_P=np.random.default_rng(1).normal(size=30))
     whole = measures_of(pairs, KNOBS)
     assert whole == measures_of(pairs, KNOBS)
-    monkeypatch.setattr("models.reward_measures._WEIGHTS_AT_ONCE", 300)
+    monkeypatch.setattr("data.intervals._VALUES_AT_ONCE", 300)
     for one, other in zip(whole, measures_of(pairs, KNOBS), strict=True):
         assert (one.name, one.low) == (other.name, pytest.approx(other.low, abs=1e-12))

@@ -69,7 +69,7 @@ def test_from_a_file_to_a_suite(base: Path, run: Run, rows_file: Path, journal: 
     for item in suite.items:
         assert all(loose or not strict for strict, loose in zip(item["strict"], item["loose"], strict=True))
     named = {name for _, metrics in journal(run) for name in metrics}
-    assert {"suite/prompt_strict", "suite/instruction_loose_high", "suite/instruction_strict/kind=punctuation:no_comma"} <= named
+    assert {"suite/prompt_strict", "suite/instruction_loose_high", "suite/instruction_strict/kind:punctuation:no_comma"} <= named
 
 
 def test_a_row_of_another_form_is_named(base: Path, run: Run, rows_file: Path):

@@ -244,10 +244,13 @@ def test_a_folder_that_is_none_is_refused(base, run, tmp_path):
         measure(config_of(tmp_path / "none", "a"), policy=base, seed=0, run=run)
 
 
-def test_a_killed_stage_ends_as_one_that_was_not(base, folder, stage_process, tmp_path):
-    config = config_of(folder, "toy_choices", "toy_writing", chunk_requests=4)
-    whole, killed = (stage_process(tmp_path / name, "models.suites.lm_eval:measure", config, {"policy": base}) for name in ("a", "b"))
-    whole.run()
-    killed.kill("chunk:3")
-    killed.run()
-    assert killed.digests() == whole.digests() and killed.history() == whole.history()
+def test_a_second_attempt_takes_over_what_was_scored_and_written(base, folder, new_run):
+    config, run = config_of(folder, "toy_choices", "toy_writing", chunk_requests=4), new_run()
+    measure(config, policy=base, seed=0, run=run)
+    whole = (run.out / "suite.json").read_text()
+    kept = sorted(path.name for path in run.checkpoints.glob("*-0*.json"))
+    assert len([name for name in kept if name.startswith("loglikelihood")]) == 5 and len(kept) == 7
+    for name in (kept[1], kept[-1]):
+        (run.checkpoints / name).unlink()
+    measure(config, policy=base, seed=0, run=new_run())
+    assert (run.out / "suite.json").read_text() == whole

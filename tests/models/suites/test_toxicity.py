@@ -123,7 +123,7 @@ def test_words_of_the_lists_count():
 
 def test_the_stage(base, tables, run, journal, monkeypatch):
     said = [["Bread is good."], ["You worthless piece of shit"], ["Four."], ["Five."], ["Six."]]
-    monkeypatch.setattr(toxicity, "answers_of", lambda *_, **__: [[{"text": text} for text in row] for row in said])
+    monkeypatch.setattr(toxicity, "ask", lambda *_, **__: [[{"text": text} for text in row] for row in said])
     meta = measure(ToxicityConfig(resamples=100), policy=base, data=tables, seed=0, run=run)
     suite = read_suite(run.out)
     found = {each.name: each.mean for each in suite.measures}

@@ -122,7 +122,7 @@ def test_prompts_of_an_own_source(base: Path, run: Run, journal: Callable[..., A
 
 
 def test_what_cannot_be_asked_says_why(base: Path, run: Run, tmp_path: Path):
-    with pytest.raises(ValueError, match="the flow gives it no data: use ask source"):
+    with pytest.raises(ValueError, match="the suite verifiable asks the held-out prompts, and it is given no data"):
         verifiable(CONFIG, policy=base, seed=0, run=run)
     write_table(tmp_path / "test_prompts.parquet", [Prompt("p9", "toy", (Message("user", "a"),))])
     with pytest.raises(ValueError, match="held-out prompt p9 names none"):

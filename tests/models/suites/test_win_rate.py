@@ -12,7 +12,7 @@ from models.configs.ai_judge import AIJudgeConfig
 from models.configs.base_model import ScratchConfig
 from models.configs.preferences import JudgeConfig
 from models.configs.sampling import SamplingConfig
-from models.configs.suite_rows import PromptsConfig
+from models.configs.suites import PromptsConfig
 from models.configs.win_rate import WinRateConfig
 from models.judging.local import LocalJudge
 from models.judging.verdicts import Answer
@@ -106,8 +106,8 @@ def test_the_verifier_judges_where_prompts_have_one(base, other, tables, run):
 def test_reference_texts_come_from_the_rows(base, run, judges, tmp_path):
     rows = [{"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": "x" * 500}]} for i in range(3)]
     file = tmp_path / "rows.jsonl"
-    file.write_text("\n".join(map(json.dumps, [*rows, {"messages": []}, rows[0]])))
-    config = WinRateConfig(against="texts", prompts=PromptsConfig(source="file", name=str(file)), judge=CALLABLE, sampling=SHORT)
+    file.write_text("\n".join(map(json.dumps, [*rows, rows[0]])))
+    config = WinRateConfig(against="texts", prompts=PromptsConfig(kind="file", name=str(file)), judge=CALLABLE, sampling=SHORT)
     measure(config, policy=base, seed=0, run=run)
     suite = read_suite(run.out)
     assert len(suite.items) == 3 and {row["reference"] for row in suite.items} == {"x" * 500}
@@ -138,10 +138,10 @@ def test_a_judge_that_abstains_throughout_is_an_error(base, other, tables, run, 
 def test_what_is_missing_is_named(base, tables, run, tmp_path):
     with pytest.raises(ValueError, match="given no reference"):
         measure(WinRateConfig(sampling=SHORT), policy=base, data=tables, seed=0, run=run)
-    with pytest.raises(ValueError, match="given no data"):
+    with pytest.raises(ValueError, match="the suite win_rate asks the held-out prompts, and it is given no data"):
         measure(WinRateConfig(sampling=SHORT), policy=base, reference=base, seed=0, run=run)
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a?"}')
-    texts = WinRateConfig(against="texts", prompts=PromptsConfig(source="file", name=str(tmp_path / "rows.jsonl")), sampling=SHORT)
+    texts = WinRateConfig(against="texts", prompts=PromptsConfig(kind="file", name=str(tmp_path / "rows.jsonl")), sampling=SHORT)
     with pytest.raises(ValueError, match="has no answer to 'a\\?'"):
         measure(texts, policy=base, seed=0, run=run)
 
@@ -151,7 +151,7 @@ def test_what_is_missing_is_named(base, tables, run, tmp_path):
     [
         ({"judge": {"kind": "people"}}, "labelled before"),
         ({"against": "texts"}, "hold no answers"),
-        ({"prompts": {"source": "file"}}, "need the name"),
+        ({"prompts": {"kind": "file"}}, "need the name"),
         ({"prompts": {"name": "x.csv"}}, "others have none"),
     ],
 )
@@ -163,18 +163,20 @@ def test_settings_that_contradict_each_other_are_refused(fields, message):
 def test_a_file_is_part_of_the_key(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text("1")
-    config = PromptsConfig(source="file", name=str(file))
+    config = PromptsConfig(kind="file", name=str(file))
     before = config.cache_extra()
     file.write_text("2")
     assert config.cache_extra() != before
 
 
-def test_a_killed_stage_ends_as_one_that_was_not(base, other, tables, reward_folder, stage_process, tmp_path):
-    config = WinRateConfig(judge=JudgeConfig(kind="reward_model"), sampling=SHORT, resamples=100, chunk_prompts=2)
-    inputs = {"policy": base, "reference": other, "data": tables, "reward": reward_folder, "answers": tmp_path / "a.sqlite"}
-    whole = stage_process(tmp_path / "whole", "models.suites.win_rate:measure", config, inputs)
-    whole.run()
-    killed = stage_process(tmp_path / "killed", "models.suites.win_rate:measure", config, inputs)
-    killed.kill("chunk:5")
-    killed.run()
-    assert killed.digests() == whole.digests() and killed.history() == whole.history()
+def test_a_second_attempt_takes_over_what_was_answered_and_judged(base, other, tables, new_run, judges):
+    config = WinRateConfig(judge=CALLABLE, sampling=SHORT, resamples=100, chunk_prompts=2)
+    inputs = {"policy": base, "reference": other, "data": tables, "seed": 0}
+    run = new_run()
+    measure(config, **inputs, run=run)
+    whole = (run.out / "suite.json").read_text()
+    assert len(list(run.checkpoints.glob("*-0*.json"))) == 9, "three chunks each of answers, of the reference's, of verdicts"
+    for kept in ("answers-00001", "reference-00000", "compared-00002"):
+        (run.checkpoints / f"{kept}.json").unlink()
+    measure(config, **inputs, run=new_run())
+    assert (run.out / "suite.json").read_text() == whole

@@ -7,11 +7,11 @@ import pytest
 from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
-from models.suites.length_control import RIDGE, length_controlled
+from models.suites.win_rate_at_equal_length import RIDGE, win_rate_at_equal_length
 
 
 def fitted(wins, gaps) -> float:
-    return length_controlled(wins, gaps, seed=0, resamples=10).mean
+    return win_rate_at_equal_length(wins, gaps, seed=0, resamples=10).mean
 
 
 def planted(effect_of_length: float, effect_of_policy: float, count: int = 1500, longer: float = 60.0):
@@ -46,14 +46,14 @@ def test_two_other_solvers_find_the_same():
 
 def test_a_policy_that_wins_only_by_length_is_seen_through():
     wins, gaps = planted(effect_of_length=4.0, effect_of_policy=0.0)
-    found = length_controlled(wins, gaps, seed=1, resamples=300)
+    found = win_rate_at_equal_length(wins, gaps, seed=1, resamples=300)
     assert wins.mean() > 0.75
     assert found.low < 0.5 < found.high and abs(found.mean - 0.5) < 0.07
 
 
 def test_a_policy_that_wins_at_equal_length_keeps_its_rate():
     wins, gaps = planted(effect_of_length=0.0, effect_of_policy=1.5, longer=0.0)
-    found = length_controlled(wins, gaps, seed=1, resamples=300)
+    found = win_rate_at_equal_length(wins, gaps, seed=1, resamples=300)
     assert wins.mean() > 0.75 and found.low > 0.75 and abs(found.mean - wins.mean()) < 0.02
 
 
@@ -64,7 +64,7 @@ def test_sides_exchanged_the_rate_is_the_rest():
 
 @pytest.mark.parametrize("gaps", [[5.0] * 30, list(range(-10, 20)), [0.0] * 30], ids=["always longer", "both", "equal"])
 def test_one_side_that_always_wins_has_a_finite_fit(gaps):
-    found = length_controlled([1.0] * 30, gaps, seed=0, resamples=100)
+    found = win_rate_at_equal_length([1.0] * 30, gaps, seed=0, resamples=100)
     assert 0.7 < found.low <= found.mean <= found.high < 1
 
 
@@ -77,4 +77,4 @@ def test_winning_exactly_where_longer_is_worth_nothing():
 @pytest.mark.parametrize(("wins", "gaps"), [([], []), ([1], [1, 2]), ([2], [0]), ([math.nan], [0]), ([1], [math.inf])])
 def test_what_cannot_be_fitted_is_refused(wins, gaps):
     with pytest.raises(ValueError, match="length control needs"):
-        length_controlled(wins, gaps, seed=0, resamples=100)
+        win_rate_at_equal_length(wins, gaps, seed=0, resamples=100)

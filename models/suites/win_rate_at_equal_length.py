@@ -1,5 +1,8 @@
 """A win rate at equal length: what is left of it when the longer answer is no longer an advantage.
 
+Wins are yes or no, so the curve is logistic. What is left of a mean gain, in the gain's own units, is the straight line of
+``models.length_control``: the two numbers answer the same question of different data and are not to be compared.
+
 Axes: ``B`` bootstrap resamples, ``n`` items.
 """
 
@@ -8,14 +11,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data.intervals import Interval
+from data.intervals import Interval, bootstrap
 
 RIDGE = 0.01  # keeps both coefficients finite where one side wins always, or the longer one always does
 _STEPS, _LONGEST_STEP, _CLOSE = 60, 2.0, 1e-9
-_DRAWS_AT_ONCE = 250
 
 
-def length_controlled(wins: Sequence[float], difference_tokens: Sequence[float], *, seed: int, resamples: int) -> Interval:
+def win_rate_at_equal_length(wins: Sequence[float], difference_tokens: Sequence[float], *, seed: int, resamples: int) -> Interval:
     """The probability of winning at equal length, with its 95 % percentile bootstrap interval over items.
 
     P(win) = sigmoid(theta + phi tanh(d / s)), d the own answer's tokens minus the other's, s the standard deviation of d; a tie counts as
@@ -35,14 +37,7 @@ def length_controlled(wins: Sequence[float], difference_tokens: Sequence[float],
     y_n, d_n = np.asarray(wins, dtype=np.float64), np.asarray(difference_tokens, dtype=np.float64)
     if not len(y_n) or y_n.shape != d_n.shape or not np.isfinite(d_n).all() or not ((y_n >= 0) & (y_n <= 1)).all():
         raise ValueError(f"length control needs as many wins in [0, 1] as finite length differences, got {len(y_n)} and {len(d_n)}")
-    generator = np.random.default_rng(seed)
-    parts = []
-    for start in range(0, resamples, _DRAWS_AT_ONCE):
-        drawn = generator.integers(len(y_n), size=(min(_DRAWS_AT_ONCE, resamples - start), len(y_n)))
-        weight_Bn = np.stack([np.bincount(row, minlength=len(y_n)) for row in drawn]).astype(np.float64)
-        parts.append(_at_equal_length(y_n, d_n, weight_Bn))
-    low, high = np.quantile(np.concatenate(parts), [0.025, 0.975])
-    return Interval(float(_at_equal_length(y_n, d_n, np.ones((1, len(y_n))))[0]), float(low), float(high))
+    return bootstrap(lambda weight_Bn: _at_equal_length(y_n, d_n, weight_Bn), len(y_n), seed=seed, n=resamples)
 
 
 def _at_equal_length(y_n: np.ndarray, d_n: np.ndarray, weight_Bn: np.ndarray) -> np.ndarray:
