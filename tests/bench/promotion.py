@@ -31,6 +31,7 @@ from tests.bench.letters_stages import BehaviourConfig, RefusalsConfig, behaviou
 
 EVALUATE = EvaluateConfig(samples_per_prompt=2, greedy=False, sampling=SamplingConfig(max_tokens=LONGEST), micro_batch_tokens=4096)
 RECIPE = "letters"
+SAMPLES = 8  # a prompt: with 2, the interval of `finished` is nearly as wide as its margin, and of those that did not change many fail
 
 
 @dataclass
@@ -56,8 +57,8 @@ def put(folder: Path, kind: str) -> Artifact:
     return Store(home() / "store").put(folder, kind)
 
 
-def made_world(folder: Path, kinds: Mapping[str, int]) -> World:
-    """The shared artifacts, and so many candidates of each kind."""
+def made_world(folder: Path, kinds: Mapping[str, int], seed: int = 0) -> World:
+    """The shared artifacts, and so many candidates of each kind; their seeds are those after this one."""
     base, data = write_world(folder)
     learned, _ = split(0)
     taught(base, folder / "champion", unsure, learned, updates=200, seed=0)
@@ -69,7 +70,7 @@ def made_world(folder: Path, kinds: Mapping[str, int]) -> World:
     for number, (name, count) in enumerate(kinds.items()):
         for i in range(1, count + 1):  # no two from the same seed: they would be one policy
             label = f"{name.replace(' ', '_').replace(',', '')}-{i}"
-            made[label] = known[name], known[name].make(folder / "champion", folder / label, 100 * number + i)
+            made[label] = known[name], known[name].make(folder / "champion", folder / label, seed + 100 * number + i)
     shared = {"base": "policy", "data": "dataset", "easy": "dataset", "reward": "reward_model", "champion": "policy"}
     world = World(folder, **{name: put(folder / name, kind) for name, kind in shared.items()})
     world.candidates = {name: (kind, put(path, "policy")) for name, (kind, path) in made.items()}
@@ -77,7 +78,7 @@ def made_world(folder: Path, kinds: Mapping[str, int]) -> World:
 
 
 @flow(name="letters")
-def judged(world: World) -> None:
+def judged(world: World, samples: int = 2) -> None:
     """Every candidate evaluated as a run's policies are."""
     with pipeline(RECIPE, {"seed": 0}):
         policies = {"champion": world.champion} | {name: policy for name, (_, policy) in world.candidates.items()}
@@ -85,7 +86,7 @@ def judged(world: World) -> None:
         for name, policy in policies.items():
             record_stage(current_run(), name, None, policy, "computed", 0.0)
             kind = world.candidates[name][0].name if name in world.candidates else ""
-            config = EVALUATE.model_copy(update={"prompts": 120}) if kind == "fewer prompts" else EVALUATE
+            config = EVALUATE.model_copy(update={"samples_per_prompt": samples, "prompts": 120 if kind == "fewer prompts" else 0})
             data = world.easy if kind == "other prompts" else world.data
             evaluations[name] = evaluate.named(name)(config, policy, world.champion, data, world.reward, seed=0)
             refusals.named(f"{name}/safe")(RefusalsConfig(), policy, seed=0)
@@ -144,12 +145,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--honest", type=int, default=20, help="honest candidates")
     parser.add_argument("--hacked", type=int, default=2, help="hacked candidates of each of the ten kinds")
+    parser.add_argument("--seed", type=int, default=0, help="seed that those of the candidates are counted from")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["POSTTRAIN_HOME"] = str(Path(folder) / "home")
         kinds = dict.fromkeys(makers([]), options.hacked) | {"honest": options.honest}
-        world = made_world(Path(folder), kinds)
-        judged(world)
+        world = made_world(Path(folder), kinds, options.seed)
+        judged(world, SAMPLES)
         spoil(world)
         outcomes = before_the_gate(world)
     print("| candidate | decision | accuracy | gain | refused by |\n|---|---|---|---|---|")

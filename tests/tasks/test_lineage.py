@@ -1,6 +1,7 @@
 """What the store can prove of a report: a name is no proof, and neither is a changed document."""
 
 import json
+import os
 
 import pytest
 
@@ -55,9 +56,12 @@ def test_a_changed_document_proves_nothing(run):
 
 def test_a_damaged_report_proves_nothing(run):
     artifact = run.artifacts()["train"]
+    proven(own_store(), run.name, "train", run.stages["train"])
     path = own_store().folder(artifact.digest) / "model.json"
+    status = path.stat()
     path.chmod(0o644)
     path.write_text(path.read_text().replace("6", "7"))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # same size and time: only its bytes tell
     with pytest.raises(Unproven, match="has other bytes"):
         proven(own_store(), run.name, "train", run.stages["train"])
 

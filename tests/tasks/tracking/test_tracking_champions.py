@@ -136,6 +136,7 @@ def test_of_two_promoters_at_once_one_is_told_to_decide_again(policies):
     for thread in threads:
         thread.join()
     assert sorted(told) == [0, number_now()] and number_now() == 2
+    assert len(Registry(NAME).versions()) == len(decisions.decisions(NAME)) == 2, "the other left neither a version nor a decision"
 
 
 # Other machines: no common folder, only MLflow
