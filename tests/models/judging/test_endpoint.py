@@ -193,8 +193,10 @@ def test_requests_are_spread_over_the_minute(monkeypatch):
 
 
 def test_the_limit_holds_for_all_workers(server, judge_of, row, never):
-    judge_of(requests_per_minute=600, concurrency=8)(pairs(row, 2), seed=0, tick=never)
-    assert len(server.times) == 4 and max(server.times) - min(server.times) >= 3 * 0.1 - 0.03
+    """From the beginning, not from the first arrival, which a busy machine may note late."""
+    judge, began = judge_of(requests_per_minute=600, concurrency=8), time.monotonic()
+    judge(pairs(row, 2), seed=0, tick=never)
+    assert len(server.times) == 4 and max(server.times) - began >= 3 * 0.1
 
 
 # Cache
