@@ -85,7 +85,8 @@ def content_of(home: Path, record: registry.RunRecord) -> dict[str, Any]:
 
 
 def test_snapshots_and_a_held_out_reward_lead_to_a_curve(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(finished, "grpo.checkpoint.snapshots=1", "held_out_reward.train=true", "preferences.samples_per_prompt=3")
+    enough = ["sft.epochs=8", "preferences.samples_per_prompt=6", "preferences.test_share=0.5"]  # that pairs are held out
+    run(finished, "grpo.checkpoint.snapshots=1", "held_out_reward.train=true", *enough)
     record = record_of(finished, "tiny", monkeypatch)
     assert {"reward_model[held out]", "evaluate_reward", "evaluate_reward[held out]", "overoptimisation[grpo]"} < set(record.stages)
     content = content_of(finished, record)
@@ -109,7 +110,7 @@ def test_policies_of_earlier_runs_are_judged_in_suites(finished: Path, monkeypat
     suites = {"verifiable[sft/verifiable]", "verifiable[dpo/verifiable]", "safety[sft/safety]", "safety[dpo/safety]"}
     assert set(record.stages) == suites | {"evaluate[sft]", "evaluate[dpo]", "behaviour", "comparison"}
     content = content_of(finished, record)
-    assert set(content["suites"]["dpo"]) == {"verifiable", "safety"}
+    assert {suite["suite"] for suite in content["suites"]} == {"verifiable", "safety"}
     assert [row["policy"] for row in content["rows"]] == ["sft", "dpo"]
     wrong = tried(finished, *settings, "data=tiny-1/sft", recipe="evaluation")
     assert wrong.returncode != 0 and "'tiny-1/sft' is policy, and a dataset is needed" in wrong.stdout + wrong.stderr
