@@ -66,7 +66,7 @@ def test_search_runs_gives_the_order_and_the_numbers_of_the_table(mlflow: Any, p
     for run, row in zip(found, table, strict=True):
         metrics = run.data.metrics
         assert [metrics[f"eval/accuracy{end}"] for end in ("", "_low", "_high")] == list(row["accuracy"].values())
-        assert metrics["eval/kl_nats"] == row["kl_nats"] and metrics["suite/mc/accuracy/task_a b"] == NAMES[row["policy"]]
+        assert metrics["eval/kl_nats"] == row["kl_nats"] and metrics["suite/mc/accuracy/task:a b"] == NAMES[row["policy"]]
         assert metrics.get("eval/win_rate") == (row["win_rate"] or {}).get("mean")
         assert (metrics["cost/seconds"], metrics["cost/lineage_seconds"], metrics["cost/tokens"], metrics["cost/peak_gib"]) == (2, 4, 30, 1)
 
