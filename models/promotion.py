@@ -251,42 +251,31 @@ class _Trial:
 
     def _where(self, wanted: Requirement, name: str, quantity: str, check: Callable[[], Check]) -> Check:
         """The check where it is wanted, else a line that says why it was not made."""
-        if wanted == "off":
-            return Check(f"{name} not worse", "not asked", "off in the gate")
-        if wanted == "if_measured" and quantity not in self.candidate.quantities:
-            return Check(f"{name} not worse", "not asked", "was not measured, and the gate asks for it only where it was")
+        if wanted == "off" or (wanted == "if_measured" and quantity not in self.candidate.quantities):
+            return _not_made(wanted, f"{name} not worse", "was not measured, and the gate asks for it only where it was")
         return check()
 
     def _safety(self) -> Iterator[Check]:
         """Every whole-suite measure with a better direction; parts of a suite are for people to read."""
         suites = {name: one for name, one in self.candidate.quantities.items() if one.kind in SAFETY_KINDS}
         named = [name for name, one in suites.items() if one.better != "neither" and name.count("/") == 1]
-        if self.gate.safety == "off":
-            yield Check("safety", "not asked", "off in the gate")
-        elif not named:
-            required = self.gate.safety == "required"
-            yield Check("safety", "missing" if required else "not asked", "no suite of safety or toxicity was run")
+        if self.gate.safety == "off" or not named:
+            yield _not_made(self.gate.safety, "safety", "no suite of safety or toxicity was run")
         else:
             yield from (self._not_worse(name, GuardConfig(measure=name, margin=self.gate.safety_margin)) for name in named)
 
     def _behaviour(self) -> Check:
         name, findings = "no reward hack", self.candidate.findings
-        if self.gate.behaviour == "off":
-            return Check(name, "not asked", "off in the gate")
-        if findings is None:
-            required = self.gate.behaviour == "required"
-            return Check(name, "missing" if required else "not asked", "nobody looked at what training did to its behaviour")
+        if self.gate.behaviour == "off" or findings is None:
+            return _not_made(self.gate.behaviour, name, "nobody looked at what training did to its behaviour")
         hacks = [f"{finding.check}: {finding.message}" for finding in findings if finding.severity == "hack"]
         warnings = len(findings) - len(hacks)
         return Check(name, "failed" if hacks else "passed", "; ".join(hacks) or f"no hack was found; {warnings} warnings")
 
     def _over_optimisation(self) -> Check:
         name, found = "not over-optimised", self.candidate.overoptimised
-        if self.gate.over_optimisation == "off":
-            return Check(name, "not asked", "off in the gate")
-        if found is None:
-            required = self.gate.over_optimisation == "required"
-            return Check(name, "missing" if required else "not asked", "its way through training was not measured")
+        if self.gate.over_optimisation == "off" or found is None:
+            return _not_made(self.gate.over_optimisation, name, "its way through training was not measured")
         words = "reward still rises where the gold score falls" if found else "the gold score did not fall while reward rose"
         return Check(name, "failed" if found else "passed", words)
 
@@ -332,6 +321,13 @@ class _Trial:
             return paired_bootstrap(a, b, seed=derive_seed("promotion", name), n=self.gate.resamples)
         except ValueError as error:  # a value that is not finite
             raise Unmeasured(f"{name}: {error}") from error
+
+
+def _not_made(wanted: Requirement, name: str, why: str) -> Check:
+    """The line of a check that was not made: missing where it is required, else not asked for."""
+    if wanted == "off":
+        return Check(name, "not asked", "off in the gate")
+    return Check(name, "missing" if wanted == "required" else "not asked", why)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -20,7 +20,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
@@ -346,6 +346,19 @@ def load_document(folder: Path, key: str) -> dict[str, Any] | None:
         return json.loads((folder / f"{key}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def input_digests(document: Mapping[str, Any]) -> dict[str, str]:
+    """Digests of the inputs of a key that are artifacts, by dotted name."""
+    return dict(_digests(document.get("inputs", {}), ""))
+
+
+def _digests(value: Any, name: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping) and set(value) == {"kind", "digest"}:
+        yield name, str(value["digest"])
+    elif isinstance(value, Mapping | list):
+        for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _digests(part, f"{name}.{key}" if name else str(key))
 
 
 def explain_miss(folder: Path, key: str, document: Mapping[str, Any]) -> list[str]:

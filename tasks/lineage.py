@@ -6,13 +6,13 @@ a document whose digest is the key, and a record that names the artifact, prove 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tasks import registry
 from tasks.cache import NoRecord, recorded
-from tasks.key import digest_key, load_document
+from tasks.key import digest_key, input_digests, load_document
 from tasks.registry import RunRecord, StageRecord
 from tasks.store import Artifact, ArtifactInvalid, Store
 
@@ -43,7 +43,7 @@ class Step:
 
     def inputs(self) -> dict[str, str]:
         """Digests of all inputs that are artifacts, by dotted name."""
-        return dict(_digests(self.document["inputs"], ""))
+        return input_digests(self.document)
 
 
 def proven(store: Store, run: str, label: str, stage: StageRecord) -> Step:
@@ -113,12 +113,3 @@ def _in_order(found: Mapping[str, Step], last: str) -> list[Step]:
 
     add(last)
     return list(ordered.values())
-
-
-def _digests(value: Any, name: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict) and set(value) == {"kind", "digest"}:
-        yield name, str(value["digest"])
-    elif isinstance(value, dict | list):
-        parts = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, part in parts:
-            yield from _digests(part, f"{name}.{key}" if name else str(key))

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from models.spending import read_cost
 from tasks import registry, tracking
 from tasks.home import home
 from tasks.journal import read_points
-from tasks.key import load_document
+from tasks.key import input_digests, load_document
 from tasks.registry import RunRecord, StageRecord
 from tasks.store import Artifact, Store
 from tasks.tracked import PipelineRun
@@ -85,7 +85,7 @@ def judged_in(record: RunRecord) -> list[Judged]:
     """The policies that a run evaluated, by the name they have in its table."""
     found = []
     for name, stage in evaluations_of(record).items():
-        digest = _inputs(_document(stage)).get("policy")
+        digest = input_digests(document_of(stage)).get("policy")
         if digest is not None:
             found.append(Judged(name, digest, record.name))
     return found
@@ -102,7 +102,7 @@ def evaluations_of(record: RunRecord) -> dict[str, StageRecord]:
 
 
 def _made(run: str, label: str, stage: StageRecord, artifact: Artifact, store: Store) -> Made:
-    document = _document(stage)
+    document = document_of(stage)
     history: dict[str, list[Point]] = {}
     for point in read_points(store.root / "history" / f"{stage.key}.jsonl"):
         history.setdefault(point.name, []).append(Point(point.step, point.value))
@@ -113,7 +113,7 @@ def _made(run: str, label: str, stage: StageRecord, artifact: Artifact, store: S
         kind=artifact.kind,
         digest=artifact.digest,
         outcome=stage.outcome,
-        inputs=_inputs(document),
+        inputs=input_digests(document),
         config=dict(flat(document.get("config", {}))),
         cost=_cost(stage, store, history),
         history={name: points for name, points in history.items() if name.startswith(_SHOWN_METRICS)},
@@ -131,18 +131,6 @@ def _cost(stage: StageRecord, store: Store, history: Mapping[str, Sequence[Point
     return cost
 
 
-def _document(stage: StageRecord) -> Mapping[str, Any]:
+def document_of(stage: StageRecord) -> Mapping[str, Any]:
+    """The parts of a stage's key; empty where they are not kept."""
     return (load_document(home() / "store" / "keydocs", stage.key) if stage.key else None) or {}
-
-
-def _inputs(document: Mapping[str, Any]) -> dict[str, str]:
-    return dict(_digests(document.get("inputs", {}), ""))
-
-
-def _digests(value: Any, prefix: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, Mapping) and set(value) == {"kind", "digest"}:
-        yield prefix, str(value["digest"])
-    elif isinstance(value, Mapping | list):
-        parts = value.items() if isinstance(value, Mapping) else enumerate(value)
-        for name, part in parts:
-            yield from _digests(part, f"{prefix}.{name}" if prefix else str(name))

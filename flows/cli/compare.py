@@ -16,9 +16,8 @@ from models.comparison import Findings, compared, read_json
 from models.configs.evaluation import ComparisonConfig
 from models.report import Judged, page
 from tasks import registry
-from tasks.key import load_document
-from tasks.registry import RunRecord, StageRecord
-from tasks.report import evaluations_of, facts_of, judged_in, write_page
+from tasks.registry import RunRecord
+from tasks.report import document_of, evaluations_of, facts_of, judged_in, write_page
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def entries_of(record: RunRecord) -> Iterator[Entry]:
         raise ValueError(f"The run {record.name} has evaluated no policy: name runs whose flow ends in a comparison.")
     for name, stage in evaluations_of(record).items():
         if name in digests and stage.artifact is not None:
-            document = _document(stage)
+            document = document_of(stage)
             folder = store().path(stage.artifact)
             yield Entry(record.name, name, digests[name], folder, document.get("inputs", {}), document.get("config", {}))
 
@@ -97,7 +96,7 @@ def _chosen(every: dict[str, Entry], policies: Sequence[str], baseline: str) -> 
 def _settings_of(record: RunRecord) -> tuple[ComparisonConfig, int]:
     """How the first run compared its policies, so that one run alone gives the numbers that it had."""
     for stage in record.stages.values():
-        document = _document(stage)
+        document = document_of(stage)
         if document.get("stage") == "comparison":
             return ComparisonConfig.model_validate(document["config"]), document.get("seed") or 0
     raise ValueError(f"The run {record.name} has no comparison, whose baseline would be that of this one: name first a run that has.")
@@ -160,7 +159,3 @@ def _findings(chosen: Mapping[str, Entry], records: Sequence[RunRecord]) -> Find
             elif (folder / "reward_evaluation.json").is_file() and reward is None:
                 reward = read_json(folder / "reward_evaluation.json")
     return Findings(suites, {"policies": behaviour} if behaviour else None, curves, reward)
-
-
-def _document(stage: StageRecord) -> Mapping[str, Any]:
-    return (load_document(store().root / "keydocs", stage.key) if stage.key else None) or {}
