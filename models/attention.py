@@ -7,6 +7,8 @@ Axes: ``N`` packed tokens, ``M`` those of a bucket, ``K`` groups, ``L`` tokens o
 ``J`` key-value heads, ``D`` head width.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -17,11 +19,13 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from data.packing import Packed
+from models.long_attention import Block, blocks, long_attention
 from models.short_attention import Bucket, short_attention
 
 NAME = "posttrain"
 BUCKET_RATIO = 1.25  # groups whose lengths differ by less share one padded attention call
-# Below this the backward pass of the fused CPU kernel costs more than the scores it avoids (20 tokens: 39 ms against 2 ms a layer).
+# Up to this a group's scores are few enough to be kept for the backward pass. The library's fused kernel is for GPUs: on a processor it
+# took 2 to 3 times as long as blocks at 512 and at 2,048 tokens, and 20 times as long as kept scores at 20.
 SHORT_TOKENS = 256
 
 
@@ -36,17 +40,20 @@ class Layout(Protocol):
 class PackedLayout:
     """Tree attention inside each group of a packed batch: prompt causal, completions see the prompt and themselves.
 
-    Groups of similar length are padded to one bucket for the attention product only; every other layer sees ``N`` real tokens.
+    Short groups of similar length are padded to one bucket for the attention product only, on GPUs all groups; every other layer sees ``N``
+    real tokens. A long group is taken alone, a block of queries at a time.
     With ``keep`` the keys and values of each layer are kept, for a sampler that continues from the prompts.
     """
 
     def __init__(self, packed: Packed, keep: bool = False):
         self.kept: dict[int, tuple[Tensor, Tensor]] | None = {} if keep else None
-        buckets = [_bucket(packed, members) for members in _similar_lengths(packed.group_starts_K)]
+        lengths = dict(enumerate(packed.group_starts_K.diff().tolist()))
         fused = packed.input_ids_N.is_cuda
-        self.short = [] if fused else [b for b in buckets if b.index_KL.shape[1] <= SHORT_TOKENS]
-        self.long = [b for b in buckets if fused or b.index_KL.shape[1] > SHORT_TOKENS]
-        self.place_N = torch.cat([b.token_M for b in (*self.short, *self.long)]).argsort()
+        long = [] if fused else [k for k, length in lengths.items() if length > SHORT_TOKENS]
+        self.long = [_Long.of(packed, k) for k in long]
+        buckets = [_bucket(packed, members) for members in _similar_lengths({k: lengths[k] for k in lengths.keys() - long})]
+        self.short, self.fused = ([], buckets) if fused else (buckets, [])
+        self.place_N = torch.cat([*(b.token_M for b in buckets), *(one.token_L for one in self.long)]).argsort()
         self.biases: list[Tensor] = []
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
@@ -56,8 +63,29 @@ class PackedLayout:
         if not self.biases:  # of all layers
             self.biases = [bucket.bias(query.shape[1], key.shape[1], query.dtype) for bucket in self.short]
         outputs = [short_attention(q_NHD, k_NJD, v_NJD, self.short, self.biases, scaling)] if self.short else []
-        outputs += [_fused_attention(q_NHD, k_NJD, v_NJD, bucket, scaling) for bucket in self.long]
+        outputs += [_fused_attention(q_NHD, k_NJD, v_NJD, bucket, scaling) for bucket in self.fused]
+        outputs += [one.attend(q_NHD, k_NJD, v_NJD, scaling) for one in self.long]
         return torch.cat(outputs).index_select(0, self.place_N)[None]
+
+
+@dataclass
+class _Long:
+    """A long group, and the masks of its blocks, which are the same in all layers."""
+
+    token_L: Tensor  # packed positions, one after the other
+    cut: list[Block]
+    biases: list[Tensor]
+
+    @classmethod
+    def of(cls, packed: Packed, k: int) -> "_Long":
+        start, end = packed.group_starts_K[k : k + 2].tolist()
+        return cls(torch.arange(start, end), blocks(packed.branch_N[start:end]), [])
+
+    def attend(self, q_NHD: Tensor, k_NJD: Tensor, v_NJD: Tensor, scaling: float) -> Tensor:
+        if not self.biases:
+            self.biases = [block.bias(q_NHD.shape[1] // k_NJD.shape[1], q_NHD.dtype) for block in self.cut]
+        own = slice(int(self.token_L[0]), int(self.token_L[-1]) + 1)
+        return long_attention(q_NHD[own], k_NJD[own], v_NJD[own], self.cut, self.biases, scaling)
 
 
 def _fused_attention(q_NHD: Tensor, k_NJD: Tensor, v_NJD: Tensor, bucket: Bucket, scaling: float) -> Tensor:
@@ -68,11 +96,10 @@ def _fused_attention(q_NHD: Tensor, k_NJD: Tensor, v_NJD: Tensor, bucket: Bucket
     return a.transpose(1, 2).flatten(0, 1)[bucket.real_M]
 
 
-def _similar_lengths(starts_K: Tensor) -> list[list[int]]:
-    """Indices of groups, in lists whose longest is at most BUCKET_RATIO times the shortest."""
-    lengths = starts_K.diff().tolist()
+def _similar_lengths(lengths: Mapping[int, int]) -> list[list[int]]:
+    """Groups by their lengths, in lists whose longest is at most BUCKET_RATIO times the shortest."""
     buckets: list[list[int]] = []
-    for k in sorted(range(len(lengths)), key=lengths.__getitem__):
+    for k in sorted(lengths, key=lambda k: (lengths[k], k)):
         if buckets and lengths[k] <= BUCKET_RATIO * lengths[buckets[-1][0]]:
             buckets[-1].append(k)
         else:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from data.packing import Group, pack
-from models import attention, vocabulary_head
+from models import attention, long_attention, vocabulary_head
 from models.attention import NAME
 from models.configs.dpo import DPOConfig
 from models.configs.grpo import GRPOConfig
@@ -187,7 +187,8 @@ def paths(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(vocabulary_head, "BLOCK_LOGITS", 1)
     monkeypatch.setattr(vocabulary_head, "BLOCK_COLUMNS", 70)
     if request.param == "long":
-        monkeypatch.setattr(attention, "SHORT_TOKENS", 0)
+        monkeypatch.setattr(attention, "SHORT_TOKENS", 8)  # so that some groups are on either side
+        monkeypatch.setattr(long_attention, "BLOCK_TOKENS", 4)
 
 
 def same(own: tuple[float, dict[str, Tensor]], loss: Tensor, plain64: nn.Module) -> None:

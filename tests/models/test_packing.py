@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from data.packing import Group, pack, split_by_tokens
-from models import attention
+from models import attention, long_attention
 from models.logprobs import token_logps
 
 EXACT = {"rtol": 0.0, "atol": 1e-10}
@@ -95,7 +95,8 @@ def test_split_by_tokens_by_hand():
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways in which attention is computed."""
     if request.param == "long":
-        monkeypatch.setattr(attention, "SHORT_TOKENS", 0)
+        monkeypatch.setattr(attention, "SHORT_TOKENS", 8)  # so that some groups are on either side
+        monkeypatch.setattr(long_attention, "BLOCK_TOKENS", 4)
 
 
 @pytest.mark.usefixtures("kernel")
@@ -165,7 +166,7 @@ def test_buckets_hold_similar_lengths_and_every_group_once(random_groups: Groups
     groups = random_groups(40, completions=1, seed=5)
     packed = pack(groups)
     lengths = packed.group_starts_K.diff()
-    buckets = attention._similar_lengths(packed.group_starts_K)
+    buckets = attention._similar_lengths(dict(enumerate(lengths.tolist())))
     assert sorted(k for bucket in buckets for k in bucket) == list(range(40))
     assert all(lengths[bucket].max() <= attention.BUCKET_RATIO * lengths[bucket].min() for bucket in buckets)
     assert 1 < len(buckets) < 40
