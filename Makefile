@@ -38,8 +38,9 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: install ## post-train SmolLM2-135M from end to end (15 minutes on 2 cores)
 	$(BIN)/posttrain run quickstart
 
+# A worker for each processor, with one thread each: two that compute with two threads each slow each other down tenfold.
 test: install ## the test suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: install ## ruff, its formatter excepted, and pyright
 	$(BIN)/ruff check .
