@@ -20,10 +20,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tests.bench.growth_tables import blocks, size
-
 from tasks.home import ENVIRONMENT
 from tests.bench.growth_laws import ALLOWED_ERROR, LAWS, Law, fit, predict
+from tests.bench.growth_tables import blocks, size
 from tests.bench.report import short, table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,10 +121,10 @@ def now() -> str:
 
 def with_tables(page: str, document: dict[str, Any]) -> str:
     """The page with the text between each `<!-- NAME -->` and `<!-- end -->` made anew."""
-    blocks = {"laws": laws_table(document), **blocks(document)}
+    made = {"laws": laws_table(document), **blocks(document)}
 
     def block(match: re.Match[str]) -> str:
-        return f"<!-- {match[1]} -->\n\n{blocks[match[1]]}\n\n<!-- end -->"
+        return f"<!-- {match[1]} -->\n\n{made[match[1]]}\n\n<!-- end -->"
 
     return re.sub(r"<!-- (\w+) -->.*?<!-- end -->", block, page, flags=re.DOTALL)
 
@@ -137,7 +136,7 @@ def laws_table(document: dict[str, Any]) -> str:
 
 
 def _law_row(law: Law, known: dict[str, Any]) -> list[str]:
-    error = f"{known['error']:+.1%}"
+    error, laps = f"{known['error']:+.1%}", known["found_laps"]
     return [
         f"{law.work.replace('_', ' ')}, {law.quantity.removesuffix('_s').replace('_', ' ')}",
         law.said,
@@ -145,7 +144,7 @@ def _law_row(law: Law, known: dict[str, Any]) -> list[str]:
         ", ".join(amount(value, law.unit) for value in known["medians"]),
         f"{known['fourth']}",
         amount(known["predicted"], law.unit),
-        f"{amount(known['found'], law.unit)} ({amount(min(known['found_laps']), law.unit)} to {amount(max(known['found_laps']), law.unit)})",
+        f"{amount(known['found'], law.unit)} ({amount(min(laps), law.unit)} to {amount(max(laps), law.unit)})",
         error if abs(known["error"]) <= ALLOWED_ERROR else f"**{error}**",
     ]
 

@@ -23,6 +23,7 @@ from models.configs.sft import SFTConfig
 from models.memory import Lengths, Memory, ModelShape, _models_held, _sequence_tokens, estimate
 
 CHECKPOINT_BYTES = 12  # a parameter: its float32 copy and both moments; the old one stays until the new one is whole
+SHARD_BYTES = 50_000_000_000  # largest file of `save_pretrained`
 DAY_S = 86_400.0
 
 
@@ -112,9 +113,7 @@ RUN = [
         "reward model, 48,000 pairs",
         "reward_model",
         RewardModelConfig(batch_size=4, micro_batch_tokens=PAIR),
-        PAIRS // 256,
-        256,
-        1,
+        *(PAIRS // 256, 256, 1),
         metrics=11,
     ),
     PaperStage("DPO, the same pairs", "dpo", DPOConfig(batch_size=4, micro_batch_tokens=PAIR), PAIRS // 256, 256, 1, 1, metrics=13),

@@ -207,7 +207,7 @@ def runs(sizes: list[Size], laps: int) -> Values:
             if number in sizes:
                 time.sleep(SETTLE_S)
                 files = [path for path in (home() / "store").rglob("*") if path.is_file() and "objects" not in path.parts]
-                files += [path for path in (home() / "runs").iterdir()]
+                files += (home() / "runs").iterdir()
                 found[number] = {"store_files": [float(len(files))], "store_bytes": [float(sum(path.stat().st_size for path in files))]}
                 for name in ("mlflow", "prefect"):
                     found[number] |= size_of(home() / name / f"{name}.db", name)
