@@ -171,20 +171,23 @@ class GpuMemory:
         return self.resident + max(self.recomputed, self.kv_cache)
 
 
-def memory_of(stage: PaperStage, shape: ModelShape = LLAMA_70B, cluster: Cluster = H100S) -> GpuMemory:
+def memory_of(stage: PaperStage, groups: int = 1, shape: ModelShape = LLAMA_70B, cluster: Cluster = H100S) -> GpuMemory:
     """What the plan of one process says, its models spread over all GPUs; and what FSDP2 gathers: two layers, the head, a layer's gradient.
 
     Frozen models are spread as well. The sampler's own copy of the weights is left out: it is what has to go first (see the page).
+
+    groups: to a pass.
     """
     held = _models_held(stage.stage, stage.config)
     assert held is not None
     models = _planned(stage, stage.config, shape)
     frozen = held[1] * shape.parameters * shape.weight_bytes
     layer, head = layer_parameters(shape), shape.vocabulary * shape.hidden
-    # Without parameters the plan tells what comes beside the models; with one group an update, what one pass keeps.
+    # Without parameters the plan tells what comes beside the models; with no more groups an update than a pass has, what one pass keeps.
     beside, name = replace(shape, parameters=0), "batch_size" if hasattr(stage.config, "batch_size") else "prompts_per_iteration"
-    one_pass = stage.config.model_copy(update={name: 1}) if held[0] else stage.config
-    inputs = (shape.layers - 1) * shape.hidden * shape.weight_bytes * stage.group_tokens * held[0]
+    a_pass = {name: groups, "micro_batch_tokens": groups * stage.group_tokens}
+    one_pass = stage.config.model_copy(update=a_pass) if held[0] else stage.config
+    inputs = (shape.layers - 1) * shape.hidden * shape.weight_bytes * groups * stage.group_tokens * held[0]
     return GpuMemory(
         (models.weights - frozen) / cluster.gpus,
         frozen / cluster.gpus,

@@ -27,7 +27,7 @@ from tests.bench.report import table
 
 RECOMPUTED_GROUPS = 4  # to a pass of a GPU once layers are computed again, or all that it has
 HEARTBEAT_S = 60  # PREFECT_FLOWS_HEARTBEAT_FREQUENCY, tasks/home.py
-RUNS_A_DAY = 20  # of a team
+RUNS_A_DAY = 20  # of ten such clusters
 HASH_THREADS = 4  # tasks/store.py
 
 
@@ -83,7 +83,11 @@ def inputs_table(costs: Costs) -> str:
     return table(
         ["input", "value", "where it comes from"],
         [
-            ["parameters of the model", f"{LLAMA_70B.parameters:,}", "shape of Llama 3 70B (Grattafiori et al. 2024, table 3), summed"],
+            [
+                "parameters of the model",
+                f"{LLAMA_70B.parameters:,}",
+                "shape of Llama 3 70B (Grattafiori et al. 2024, table 3; vocabulary as released, 128,256), summed",
+            ],
             ["bfloat16 peak of a GPU, dense", "989 TFLOP/s", sheet],
             ["memory of a GPU, its bandwidth", "80 GB, 3.35 TB/s", sheet],
             ["link within a node, one way", "450 GB/s a GPU", sheet + " (900 GB/s in both directions)"],
@@ -124,12 +128,15 @@ def memory_table() -> str:
                 f"{stage.group_tokens:,}",
                 *(_gb(part) for part in parts),
                 _fits(m.total),
-                _gb(m.recomputed),
-                _fits(m.total_recomputed),
+                _gb(m.recomputed) if m.gradients else "",
+                _fits(m.total_recomputed) if m.gradients else "",
+                _fits(memory_of(stage, min(stage.groups // H100S.gpus, RECOMPUTED_GROUPS)).total_recomputed) if m.gradients else "",
             ]
         )
     header = ["stage", "tokens of a pass", "weights", "frozen models", "gradients", "optimiser", "gathered", "activations", "KV cache"]
-    return table([*header, "total", "activations, layers computed again", "total then"], rows)
+    return table(
+        [*header, "total", "activations, layers computed again", "total then", f"in passes of up to {RECOMPUTED_GROUPS} groups"], rows
+    )
 
 
 def _gb(n_bytes: float) -> str:
