@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from models.memory import shape_for
 from tests.bench import growth, growth_paper, growth_side
 from tests.bench.growth_laws import ALLOWED_ERROR, LAWS, SHAPES, Law, fit, line, predict, shape
 from tests.bench.growth_paper import H100S, LLAMA_70B, RUN, Cluster
@@ -49,6 +48,7 @@ def test_activations_are_those_of_the_plan_and_fewer_when_computed_again() -> No
     assert tokens == 1024
     assert memory.activations - memory.recomputed == 79 * layer - 79 * 8192 * 2 * tokens
     assert memory.total <= H100S.gpu_bytes
+    assert growth_paper.memory_of(STAGES["ppo"], groups=4).total_recomputed < H100S.gpu_bytes
     assert growth_paper.memory_of(STAGES["ppo"]).total > H100S.gpu_bytes > growth_paper.memory_of(STAGES["ppo"]).total_recomputed
 
 
@@ -66,6 +66,10 @@ def test_times_by_hand() -> None:
     assert slow == pytest.approx(300 * (512 * gather + 2 * 70.553706496e9 * 512 * 512 / rate))
     assert slow > 20 * fast
     assert growth_paper.network_s(STAGES["sft"], 1, cluster=replace(Cluster(), gpus=1, used_of_network=1.0)) == 0
+
+
+def test_ppo_reports_twice_a_round_and_the_others_once_an_update() -> None:
+    assert [growth_paper.reports_of(stage) for stage in RUN] == [1562, 1, 187, 187, 600, 300, 6]
 
 
 # Laws
@@ -93,12 +97,11 @@ def test_small_sizes_count_as_much_as_large_ones() -> None:
     assert max(errors) < 0.35
 
 
-def test_the_fourth_is_beyond_the_three(measured: dict) -> None:
+def test_the_fourth_is_beyond_the_three() -> None:
     for law in LAWS:
         sizes = [law.terms(size)[1] for size in (*law.sizes, law.fourth)]
         assert sizes == sorted(sizes) and sizes[3] >= 1.4 * sizes[2], law.name
-    assert {name for name, config in SHAPES.items() if config.hidden_size == 512} == {"512x8"}
-    assert shape_for is not None
+    assert [shape(name).parameters // 10**6 for name in SHAPES] == [10, 25, 49, 85]
 
 
 def test_predictions_were_made_before_they_were_tried_and_follow_from_what_was_measured(measured: dict) -> None:

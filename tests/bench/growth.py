@@ -136,7 +136,7 @@ def laws_table(document: dict[str, Any]) -> str:
 
 
 def _law_row(law: Law, known: dict[str, Any]) -> list[str]:
-    error, laps = f"{known['error']:+.1%}", known["found_laps"]
+    error, laps = f"{round(known['error'], 3) or 0.0:+.1%}", known["found_laps"]
     return [
         f"{law.work.replace('_', ' ')}, {law.quantity.removesuffix('_s').replace('_', ' ')}",
         law.said,

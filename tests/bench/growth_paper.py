@@ -288,3 +288,8 @@ def trained_models(stage: PaperStage) -> int:
     held = _models_held(stage.stage, stage.config)
     assert held is not None
     return held[0]
+
+
+def reports_of(stage: PaperStage) -> int:
+    """How often it reports metrics: once an optimiser update."""
+    return stage.rounds * getattr(stage.config, "updates_per_iteration", 1)
