@@ -24,7 +24,8 @@ from models.logprobs import token_logps
 LETTERS = "abcdefghijklmnopqrst"
 END = 0
 TEMPLATE = (
-    "{% for message in messages %}{{ message['content'] }}{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% for message in messages %}{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
 )
 PROMPTS = ["".join(pair) for pair in itertools.permutations(LETTERS, 2)]
 LONGEST = 14  # tokens of an answer
@@ -106,7 +107,9 @@ def answers_of(policy: Path, prompts: Sequence[str]) -> dict[str, str]:
     sampling = SamplingConfig(max_tokens=LONGEST, temperature=0.0)
     found = generate(load_policy(policy), [ids(text) for text in prompts], sampling, samples=1, eos_ids={END}, seed=0)
     symbols = LETTERS + " !"
-    return {text: "".join(symbols[token - 1] for token in own[0].tokens if token != END) for text, own in zip(prompts, found, strict=True)}
+    return {
+        text: "".join(symbols[token - 1] for token in own[0].tokens if token != END) for text, own in zip(prompts, found, strict=True)
+    }
 
 
 def taught_reward(base: Path, out: Path, seed: int) -> Path:
