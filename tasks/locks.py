@@ -1,6 +1,7 @@
 """Locks between processes on flock(2): the kernel drops them when their holder dies, so `kill -9` leaves none behind.
 
-Prefect's own file locks stay for ever when their holder is killed, and a waiter can read one half written.
+Prefect's own file locks stay for ever when their holder is killed, and a waiter can read one half written. A lock file may be removed by
+whoever holds it: a process that had opened it before sees, once it has the lock, that the name is gone or another file's, and starts over.
 """
 
 from __future__ import annotations
@@ -35,13 +36,34 @@ os.register_at_fork(before=_guard.acquire, after_in_parent=_guard.release, after
 def try_lock(path: Path) -> int | None:
     """Take the lock and return its descriptor (closing it is the release), or None if another process or descriptor holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    while True:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        if _is_at(descriptor, path):
+            return descriptor
         os.close(descriptor)
-        return None
-    return descriptor
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """False if the file was removed after it was opened: the next to come would lock another of that name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def remove_lock(path: Path) -> bool:
+    """Remove a lock file unless somebody alive holds it; True if it is gone. Safe beside processes that are taking it."""
+    descriptor = try_lock(path)
+    if descriptor is None:
+        return False
+    path.unlink(missing_ok=True)
+    os.close(descriptor)
+    return True
 
 
 def is_free(path: Path) -> bool:
@@ -67,10 +89,17 @@ def _wait(attempt: Callable[[], bool], timeout_s: float | None, on_wait: Callabl
 
 
 @contextmanager
-def file_lock(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold the lock of a file, waiting for it as long as it takes; `on_wait` is called once if there is a wait."""
+def file_lock(path: Path, on_wait: Callable[[], None] | None = None, keep: bool = True) -> Iterator[None]:
+    """Hold the lock of a file, waiting for it as long as it takes; `on_wait` is called once if there is a wait.
+
+    keep: leave the file behind; without it, names that come only once leave none.
+    """
     with any_lock([path], on_wait):
-        yield
+        try:
+            yield
+        finally:
+            if not keep:
+                path.unlink(missing_ok=True)
 
 
 @contextmanager

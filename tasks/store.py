@@ -184,7 +184,7 @@ class Store:
         text = _canonical(manifest)
         digest = hashlib.sha256(text.encode()).hexdigest()
         artifact = Artifact(kind=kind, digest=digest, size_bytes=sum(sizes), n_files=len(manifest), meta=meta or {})
-        with file_lock(self.root / "locks" / f"put-{digest}.lock"):
+        with file_lock(self.root / "locks" / f"put-{digest}.lock", keep=False):
             self._place(staged, digest, manifest)
             write_atomic(self._manifest_path(digest), text)
             write_atomic(self._manifest_path(digest).with_suffix(".artifact.json"), artifact.model_dump_json())
@@ -286,7 +286,7 @@ class Store:
 
     def remove(self, digest: str) -> None:
         """Delete an artifact. Whoever still has a reference will find it missing and make it anew."""
-        with file_lock(self.root / "locks" / f"put-{digest}.lock"):
+        with file_lock(self.root / "locks" / f"put-{digest}.lock", keep=False):
             folder = self.folder(digest)
             if folder.exists():
                 doomed = self.root / "staging" / f"removed-{uuid.uuid4().hex}"

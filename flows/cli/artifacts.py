@@ -12,6 +12,7 @@ from rich.table import Table
 from flows.cli.policies import resolve, store
 from flows.cli.terminal import complain, out, size, write
 from tasks import decisions, registry
+from tasks.locks import remove_lock
 from tasks.registry import InUse, RunRecord, alone
 from tasks.store import Artifact, ArtifactInvalid, Store
 
@@ -80,6 +81,7 @@ class Garbage:
     artifacts: list[Artifact]
     folders: list[Path]  # checkpoints of stages that no kept run has begun and not finished
     files: list[Path]  # histories, key documents, logs and cache records of stage keys that no kept run has
+    locks: list[Path]  # of those stage keys
     size_bytes: int
 
 
@@ -113,6 +115,8 @@ def _remove(store: Store, garbage: Garbage) -> int:
         store.remove(artifact.digest)
     for folder in garbage.folders:
         shutil.rmtree(folder)
+    for lock in garbage.locks:
+        remove_lock(lock)
     return store.clean_staging()
 
 
@@ -128,7 +132,8 @@ def find_garbage(store: Store, keep: int | None) -> Garbage:
     files = [file for pattern in _FILES_OF_A_KEY for file in sorted(store.root.glob(pattern)) if file.stem not in keys]
     inside = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
     n_bytes = sum(a.size_bytes for a in artifacts) + sum(file.stat().st_size for file in (*inside, *files))
-    return Garbage([run.name for run in dropped], artifacts, folders, files, n_bytes)
+    locks = [lock for lock in sorted((store.root / "locks").glob("key-*.lock")) if lock.stem.removeprefix("key-") not in keys]
+    return Garbage([run.name for run in dropped], artifacts, folders, files, locks, n_bytes)
 
 
 def _divide(runs: list[RunRecord], keep: int | None) -> tuple[list[RunRecord], list[RunRecord]]:

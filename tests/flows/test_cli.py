@@ -132,6 +132,7 @@ def test_gc_removes_what_no_run_has_and_nothing_else(cli, home):
         (store.root / "history" / f"{key}.jsonl").write_text("{}")
         (store.root / "records" / "keys" / key).write_text("{}")
         (store.root / "records" / "results" / key).write_text("{}")
+        (store.root / "locks" / f"key-{key}.lock").touch()
     (store.root / "staging" / "abandoned").mkdir()
 
     planned = cli("artifacts", "gc", "--dry-run")
@@ -142,6 +143,7 @@ def test_gc_removes_what_no_run_has_and_nothing_else(cli, home):
     assert sorted(path.stem for path in (store.root / "history").iterdir()) == ["dpo-1", "sft-1"]
     for folder in ("keys", "results"):
         assert sorted(path.name for path in (store.root / "records" / folder).iterdir()) == ["dpo-1", "sft-1"]
+    assert sorted(path.name for path in (store.root / "locks").iterdir()) == ["key-dpo-1.lock", "key-sft-1.lock"]
     assert list((store.root / "staging").iterdir()) == []
 
 
