@@ -12,12 +12,6 @@ MARK = "POSTTRAIN_PROCESS_MARK"  # in the environment of a stage's process and o
 
 def marked(mark: str) -> list[int]:
     """Ids of the living processes with this mark, without the caller's own."""
-    return having(f"{MARK}={mark}")
-
-
-def having(setting: str) -> list[int]:
-    """Ids of the living processes of this user that were started with the environment setting "NAME=VALUE"."""
-    wanted = setting.encode()
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit() and int(folder.name) != os.getpid():
@@ -25,7 +19,7 @@ def having(setting: str) -> list[int]:
                 environment = (folder / "environ").read_bytes()
             except OSError:
                 continue  # it ended, or is another user's
-            if wanted in environment.split(b"\0"):
+            if f"{MARK}={mark}".encode() in environment:
                 found.append(int(folder.name))
     return found
 

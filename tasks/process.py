@@ -24,7 +24,7 @@ from typing import Any, Literal
 from models.marked import MARK, kill_marked
 from models.run import EXIT_STOPPED
 from models.worker import EXIT_BUG, EXIT_OUT_OF_MEMORY, EXIT_USER
-from tasks import claims, slot
+from tasks import cancellation, claims, slot
 from tasks.home import CHECKOUT, home
 
 POLL_S = 0.05
@@ -211,8 +211,9 @@ def run_process(spec: Mapping[str, Any], job: Path, label: str, limits: Limits, 
         child = _Child(job, mark, _request(job / "spec.json"))
         try:
             status = watch.until_end(child)
-        except BaseException:  # also the signals that Prefect raises when a run is cancelled, and Ctrl-C
-            child.end(limits.grace_s)
+        except BaseException as error:  # also the signals that Prefect raises when a run is cancelled, and Ctrl-C
+            with cancellation.uninterrupted(error):
+                child.end(limits.grace_s)
             raise
         finally:
             watch.read_log(last=True)

@@ -19,9 +19,10 @@ from uuid import UUID
 
 import httpx
 
-from models.marked import having, kill_marked, marked
+from models.marked import kill_marked, marked
 from models.zygote import GRACE_S
 from tasks import claims, provenance
+from tasks.cancellation import obey_cancel
 from tasks.claims import Claim
 from tasks.locks import is_free, try_lock
 
@@ -39,10 +40,12 @@ WHY = "Its process ended without saying so: it was killed, or its machine went d
 
 
 def begin() -> None:
-    """At the start of a flow: say that this process runs it, and look once for those that died."""
-    if provenance.flow_run() is None:
+    """At the start of a flow: say that this process runs it and stops when it is cancelled, and look once for those that died."""
+    run = provenance.flow_run()
+    if run is None:
         return
     claims.claim()
+    obey_cancel(run)
     try:
         sweep()
     except (httpx.HTTPError, OSError) as error:
@@ -129,18 +132,8 @@ def _settle(client: SyncPrefectClient, path: Path, made: Claim) -> list[str]:
 
 def _is_another_attempt(path: Path, made: Claim) -> bool:
     """Whether another process runs the same flow run now, after a crash, a retry or a suspension."""
-    others = [other for other in claims.folder().glob(f"{made.flow_run}.*") if other != path]
-    return any((other / "lock").exists() and not is_free(other / "lock") for other in others) or any(
-        _is_flow(pid) for pid in having(f"PREFECT__FLOW_RUN_ID={made.flow_run}")
-    )
-
-
-def _is_flow(pid: int) -> bool:
-    """Whether a process was started by Prefect for a flow run, and not by that flow for a stage."""
-    try:
-        return b"prefect" in (Path("/proc") / str(pid) / "cmdline").read_bytes()
-    except OSError:
-        return False
+    others = [other / "lock" for other in claims.folder().glob(f"{made.flow_run}.*") if other != path]
+    return any(lock.exists() and not is_free(lock) for lock in others)
 
 
 def _end(client: SyncPrefectClient, run: FlowRun) -> str:
