@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from prefect import flow, task
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.objects import State
+from prefect.events.schemas.automations import AutomationCore, EventTrigger
 from prefect.states import AwaitingRetry, Cancelling, Completed, Paused, Pending, Running, Scheduled, Suspended
 
 from models.marked import MARK, marked
-from tasks import claims, watch
+from tasks import claims, tracking, watch
 from tasks.claims import Claim, boot_id
+from tasks.home import CHECKOUT, ENVIRONMENT
 from tasks.locks import try_lock
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -44,9 +47,9 @@ def client(prefect_api: None) -> Iterator[SyncPrefectClient]:
 class Run:
     """A flow run in a state, and the claim of a process on it."""
 
-    def __init__(self, client: SyncPrefectClient, state: State[Any], **changes: str) -> None:
+    def __init__(self, client: SyncPrefectClient, now: State[Any], **changes: str) -> None:
         self.client = client
-        self.id = client.create_flow_run(nothing, state=state).id
+        self.id = client.create_flow_run(nothing, state=now).id
         found = client.read_flow_run(self.id).state
         assert found is not None
         made = {"flow_run": str(self.id), "state": str(found.id), "host": "here", "boot": boot_id()}
@@ -144,8 +147,8 @@ def test_a_claim_of_another_server_is_kept_and_long_after_forgotten(client: Sync
 
 
 def test_watching_goes_on_while_the_server_is_away(client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{claims.home() / 'mlflow.db'}")
-    run, stop, told = Run(client, Running()), threading.Event(), []
+    run, stop, told, closed = Run(client, Running()), threading.Event(), [], []
+    monkeypatch.setattr(tracking, "sweep", lambda: closed.append("MLflow's runs"))
     api = str(client.api_url)
     outcomes = iter([OSError("away"), OSError("away")])
     sweep = watch.sweep
@@ -164,4 +167,14 @@ def test_watching_goes_on_while_the_server_is_away(client: SyncPrefectClient, mo
     watcher = threading.Thread(target=watch.watch_runs, args=(stop,), kwargs={"api": api, "every_s": 0.05, "tell": tell})
     watcher.start()
     watcher.join(60)
-    assert len(told) == 1 and run.state() == "Crashed"
+    assert len(told) == len(closed) == 1 and run.state() == "Crashed"
+
+
+def test_the_documented_automation_waits_long_enough_and_spares_those_that_wait() -> None:
+    written = yaml.safe_load((CHECKOUT / "docs" / "lost-machines.yaml").read_text())["automations"][0]
+    trigger = AutomationCore.model_validate(written).trigger
+    assert isinstance(trigger, EventTrigger)
+    assert trigger.within.total_seconds() >= 4 * int(ENVIRONMENT["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
+    assert trigger.within.total_seconds() <= 165, "three minutes, and the server looks every few seconds"
+    states = {"Completed", "Failed", "Cancelled", "Crashed", "Paused", "Suspended", "AwaitingRetry", "heartbeat"}
+    assert trigger.expect == {f"prefect.flow-run.{state}" for state in states}
