@@ -6,7 +6,6 @@ flow's process looks at the state every few seconds and sends that SIGTERM, if n
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import contextvars
 import logging
@@ -19,6 +18,8 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 import httpx
+
+from tasks import claims
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -57,8 +58,9 @@ def obey_cancel(run: FlowRun) -> None:
 
 def _follow(run_id: UUID, patience_s: float) -> None:
     from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
 
-    with get_client(sync_client=True) as client:
+    with get_client(httpx_settings={}, sync_client=True) as client:  # its own: the flow's is closed at the end of the flow
         since = 0.0
         while True:
             time.sleep(EVERY_S)
@@ -69,31 +71,22 @@ def _follow(run_id: UUID, patience_s: float) -> None:
             except httpx.HTTPError as error:
                 log.debug("whether the run was cancelled is not known: %s", error)
                 continue
+            except ObjectNotFound:  # deleted
+                return
             if state is None or not state.is_cancelling():
                 if state is not None and state.is_final():
                     return
                 since = 0.0
                 continue
             since = since or time.monotonic()
-            if time.monotonic() - since >= patience_s:
-                _stop(run_id)
+            if time.monotonic() - since >= patience_s and not _ending.is_set():
+                _stop()
                 return
 
 
-def _stop(run_id: UUID) -> None:
+def _stop() -> None:
     log.warning("The run was cancelled: it is stopped, finished stages are kept")
-    atexit.register(_say_cancelled, run_id)  # Prefect takes a SIGTERM that it did not send for a crash
+    mine = claims.claim()
+    if mine is not None:
+        (mine / "cancelled-").touch()  # Prefect takes a SIGTERM that it did not send for a crash; `tasks.watch` puts that right
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _say_cancelled(run_id: UUID) -> None:
-    from prefect.client.orchestration import get_client
-    from prefect.states import Cancelled
-
-    try:
-        with get_client(sync_client=True) as client:
-            state = client.read_flow_run(run_id).state
-            if state is not None and (state.is_cancelling() or state.is_crashed()):
-                client.set_flow_run_state(run_id, Cancelled(message="Cancelled by request."), force=True)
-    except httpx.HTTPError as error:
-        log.warning("Prefect does not know that the run was cancelled: %s", error)

@@ -4,6 +4,7 @@
                                           lock           held by the process until it ends
                                           lease-<id>     a slot of Prefect's limit that it holds
                                           mark-<mark>    a stage's process of it, with all that this started
+                                          cancelled-     it stops because its run was cancelled
 
 A free lock proves a death; a missing heartbeat does not. `tasks.watch` reads these folders and settles what the dead left behind.
 """
@@ -24,7 +25,7 @@ from tasks import provenance
 from tasks.home import home
 from tasks.locks import is_free, try_lock
 
-Note = Literal["lease", "mark"]
+Note = Literal["lease", "mark", "cancelled"]
 
 
 class Claim(BaseModel):

@@ -2,6 +2,7 @@
 
     HOME/store     artifacts, cache records, checkpoints, locks (tasks/store.py)
     HOME/runs      one record a run (tasks/registry.py)
+    HOME/flow-runs the processes that run flow runs (tasks/claims.py)
     HOME/reports   one page a run (tasks/report.py)
     HOME/prefect   Prefect's database and settings
     HOME/mlflow    MLflow's database and artifacts

@@ -121,7 +121,7 @@ class _Lease:
         from prefect.client.orchestration import get_client
 
         try:
-            with get_client(sync_client=True) as client:
+            with get_client(httpx_settings={}, sync_client=True) as client:  # its own: the flow's serves the flow's thread
                 lease_id = self._take(client)
                 while lease_id is not None:
                     with claims.noted("lease", str(lease_id)):

@@ -120,8 +120,9 @@ def _settle(client: SyncPrefectClient, path: Path, made: Claim) -> list[str]:
         return []
     lines = []
     if not _is_another_attempt(path, made):
-        if run.state is not None and (run.state.is_running() or run.state.is_cancelling()):
-            if str(run.state.id) != made.state and _age_s(path / f"seen-{run.state.id}") < SETTLE_S:
+        if _says_it_runs(run, path):
+            assert run.state is not None
+            if run.state.is_running() and str(run.state.id) != made.state and _age_s(path / f"seen-{run.state.id}") < SETTLE_S:
                 return []
             lines = [_end(client, run)]
         _end_tasks(client, made)
@@ -136,11 +137,19 @@ def _is_another_attempt(path: Path, made: Claim) -> bool:
     return any(lock.exists() and not is_free(lock) for lock in others)
 
 
+def _says_it_runs(run: FlowRun, path: Path) -> bool:
+    """Whether the state is not that of a run without a process. One that stopped itself when it was cancelled has not crashed."""
+    state = run.state
+    if state is None:
+        return False
+    return state.is_running() or state.is_cancelling() or (state.is_crashed() and bool(claims.notes(path, "cancelled")))
+
+
 def _end(client: SyncPrefectClient, run: FlowRun) -> str:
     from prefect.states import Cancelled, Crashed
 
     assert run.state is not None
-    state: Any = Cancelled(message=WHY) if run.state.is_cancelling() else Crashed(message=WHY)
+    state: Any = Crashed(message=WHY) if run.state.is_running() else Cancelled(message="It was cancelled, and its process has ended.")
     client.set_flow_run_state(run.id, state, force=True)
     return f"{run.name} was {run.state.name} without a process and is {state.name} now"
 

@@ -23,7 +23,7 @@ from prefect.states import Cancelling
 from models.marked import MARK
 from tasks import tracking
 from tasks.claims import claims
-from tasks.watch import watch_runs
+from tasks.watch import sweep, watch_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = "operations"
@@ -276,5 +276,6 @@ def test_cancel_ends_a_run_that_no_worker_runs(world: World) -> None:
     begin = time.monotonic()
     world.client.set_flow_run_state(run, Cancelling())
     assert process.wait(60) != 0
+    world.await_that(sweep)
     world.await_that(lambda: world.is_gone(run, "Cancelled", stage), 60)
     assert world.tracked(run) == {"KILLED"} and time.monotonic() - begin < 60

@@ -17,7 +17,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.objects import State
 from prefect.events.schemas.automations import AutomationCore, EventTrigger
-from prefect.states import AwaitingRetry, Cancelling, Completed, Paused, Pending, Running, Scheduled, Suspended
+from prefect.states import AwaitingRetry, Cancelling, Completed, Crashed, Paused, Pending, Running, Scheduled, Suspended
 
 from models.marked import MARK, marked
 from tasks import claims, tracking, watch
@@ -98,7 +98,13 @@ def test_a_cancelled_run_without_its_process_is_cancelled(client: SyncPrefectCli
     assert len(watch.sweep()) == 1 and run.state() == "Cancelled"
 
 
-@pytest.mark.parametrize("state", [Paused(), Suspended(), AwaitingRetry(), Scheduled(), Pending(), Completed()], ids=lambda state: state.name)
+def test_a_run_that_stopped_itself_when_it_was_cancelled_has_not_crashed(client: SyncPrefectClient) -> None:
+    run = Run(client, Crashed())
+    (run.claim / "cancelled-").touch()
+    assert len(watch.sweep()) == 1 and run.state() == "Cancelled"
+
+
+@pytest.mark.parametrize("state", [Paused(), Suspended(), AwaitingRetry(), Scheduled(), Pending(), Completed()], ids=lambda now: now.name)
 def test_a_run_that_waits_or_has_ended_stays_as_it_is(client: SyncPrefectClient, state: State[Any]) -> None:
     run = Run(client, state)
     assert watch.sweep() == []
