@@ -123,7 +123,7 @@ def _nothing_to_wait_for() -> None:
     """The API is somebody else's, and answers or not without us."""
 
 
-def _without_heartbeats() -> AbstractContextManager[None]:
+def _without_heartbeats() -> AbstractContextManager[object]:
     """Prefect's settings for a flow whose server ends with it: a heartbeat that nobody sees would cost each flow run a second."""
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
