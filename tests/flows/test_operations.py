@@ -201,7 +201,9 @@ def world(prefect_api: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         patch.setenv("POSTTRAIN_HOME", str(root / "home"))
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
         client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=LIMIT, limit=1))
-        yield World(root, client)
+        world = World(root, client)
+        yield world
+        world.log.close()
 
 
 @pytest.fixture(scope="module")
