@@ -30,7 +30,7 @@ LIMIT = "operations"
 GRACE_S = 2.0
 
 FILES = {
-    "holdmodels.py": '''
+    "holdmodels.py": """
 from __future__ import annotations
 
 import os
@@ -59,8 +59,8 @@ def hold(config: HoldConfig, *, run) -> dict:
     time.sleep(config.seconds)
     (run.out / "done.txt").write_text("done")
     return {}
-''',
-    "holdtasks.py": '''
+""",
+    "holdtasks.py": """
 from pathlib import Path
 
 from holdmodels import HoldConfig
@@ -74,8 +74,8 @@ PROJECT = Project(Path(__file__).resolve().parent, ("holdmodels", "holdtasks"), 
 @stage(kind="dataset", runs="holdmodels:hold", project=PROJECT)
 def hold(config: HoldConfig, *, context: StageContext) -> Artifact:
     return context.run(config)
-''',
-    "holdflow.py": '''
+""",
+    "holdflow.py": """
 import os
 import sys
 from pathlib import Path
@@ -100,7 +100,7 @@ if __name__ == "__main__":
         holding.serve(name="holding", limit=3)
     else:
         holding(sys.argv[2], float(sys.argv[3]))
-''',
+""",
 }
 
 

@@ -128,8 +128,9 @@ def test_one_that_wants_all_is_not_overtaken(store: Store) -> None:
 
 @pytest.mark.usefixtures("no_limit")
 def test_more_devices_than_there_are_is_an_error_at_once(store: Store) -> None:
-    with pytest.raises(ValueError, match=r"wants 3 devices and this process may use 2: CUDA_VISIBLE_DEVICES is 0,1"), device_slot(
-        store, nobody_waits, count=3
+    with (
+        pytest.raises(ValueError, match=r"wants 3 devices and this process may use 2: CUDA_VISIBLE_DEVICES is 0,1"),
+        device_slot(store, nobody_waits, count=3),
     ):
         pass
 
