@@ -39,7 +39,6 @@ EXIT_BUG = 70
 EXIT_OUT_OF_MEMORY = 77
 EXIT_USER = 78
 
-MARK = "POSTTRAIN_PROCESS_MARK"  # in the environment of a stage's process and of all it starts
 PREDECESSOR_WAIT_S = 120.0
 _PR_SET_PDEATHSIG = 1
 

@@ -25,11 +25,13 @@ import time
 from pathlib import Path
 
 from models import worker
+from models.marked import MARK, kill_marked
 from models.run import write_atomic
 
 # What stages import. pyarrow and datasets are not among them: they start threads.
 HEAVY = ("torch", "transformers", "transformers.models.llama.modeling_llama", "tokenizers", "safetensors.torch")
-GRACE_S = float(os.environ.get("POSTTRAIN_GRACE_S", "30"))
+# For saving, after SIGTERM. Prefect kills a flow 30 s after it was asked to stop, and the flow itself has to say how it ended.
+GRACE_S = float(os.environ.get("POSTTRAIN_GRACE_S", "20"))
 
 
 class Zygote:
@@ -98,15 +100,28 @@ class Zygote:
             os.waitpid(pid, 0)
 
     def end_children(self) -> None:
-        """SIGTERM, wait, SIGKILL."""
+        """SIGTERM, wait, SIGKILL; at last also for what they started in sessions of its own, such as the ranks of torchrun."""
+        marks = [mark for folder in self.children.values() if (mark := _mark_of(folder))]
         for pid in self.children:
             signal_group(pid, signal.SIGTERM)
+        for mark in marks:
+            kill_marked(mark, signal.SIGTERM)
         end = time.monotonic() + GRACE_S
         while self.children and time.monotonic() < end:
             time.sleep(0.05)
             self.reap()
         for pid in self.children:
             signal_group(pid, signal.SIGKILL)
+        for mark in marks:
+            kill_marked(mark)
+
+
+def _mark_of(folder: Path) -> str:
+    """The mark in a spec; nothing if its flow has removed it already."""
+    try:
+        return json.loads((folder / "spec.json").read_text(encoding="utf-8"))["environment"].get(MARK, "")
+    except FileNotFoundError:
+        return ""
 
 
 def signal_group(pid: int, signum: int) -> None:

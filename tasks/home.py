@@ -2,6 +2,7 @@
 
     HOME/store     artifacts, cache records, checkpoints, locks (tasks/store.py)
     HOME/runs      one record a run (tasks/registry.py)
+    HOME/flow-runs the processes that run flow runs (tasks/claims.py)
     HOME/reports   one page a run (tasks/report.py)
     HOME/prefect   Prefect's database and settings
     HOME/mlflow    MLflow's database and artifacts
@@ -28,7 +29,7 @@ ENVIRONMENT = {
     # Idle threads spin some ten microseconds for the next parallel region, then sleep. Spinning on, two training processes on the same
     # cores slow each other tenfold; sleeping at once, each small operation waits 50 us and more for its threads to wake.
     "GOMP_SPINCOUNT": "2000",
-    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "60",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

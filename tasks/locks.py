@@ -94,7 +94,7 @@ def file_lock(path: Path, on_wait: Callable[[], None] | None = None, keep: bool 
 
     keep: leave the file behind; without it, names that come only once leave none.
     """
-    with any_lock([path], on_wait):
+    with some_locks([path], 1, on_wait):
         try:
             yield
         finally:
@@ -103,24 +103,30 @@ def file_lock(path: Path, on_wait: Callable[[], None] | None = None, keep: bool 
 
 
 @contextmanager
-def any_lock(paths: list[Path], on_wait: Callable[[], None] | None = None) -> Iterator[Path]:
-    """Hold the first of several locks that comes free, and yield its path."""
+def some_locks(paths: list[Path], count: int, on_wait: Callable[[], None] | None = None) -> Iterator[list[Path]]:
+    """Hold `count` of several locks, the first that are free at the same time, and yield their paths. None is held while waiting."""
     taken: list[tuple[int, Path]] = []
 
     def attempt() -> bool:
         for path in paths:
-            descriptor = try_lock(path)
+            descriptor = try_lock(path) if len(taken) < count else None
             if descriptor is not None:
                 taken.append((descriptor, path))
-                return True
+        if len(taken) == count:
+            return True
+        _release(taken)
         return False
 
-    _wait(attempt, None, on_wait)
-    descriptor, path = taken[0]
     try:
-        yield path
+        _wait(attempt, None, on_wait)
+        yield [path for _, path in taken]
     finally:
-        os.close(descriptor)
+        _release(taken)
+
+
+def _release(taken: list[tuple[int, Path]]) -> None:
+    while taken:
+        os.close(taken.pop()[0])
 
 
 class FlockLocks(LockManager):

@@ -21,8 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from models.marked import MARK, kill_marked
 from models.run import EXIT_STOPPED
-from models.worker import EXIT_BUG, EXIT_OUT_OF_MEMORY, EXIT_USER, MARK
+from models.worker import EXIT_BUG, EXIT_OUT_OF_MEMORY, EXIT_USER
+from tasks import cancellation, claims, slot
 from tasks.home import CHECKOUT, home
 
 POLL_S = 0.05
@@ -104,7 +106,7 @@ class Limits:
 
     silence_s: float = 900.0
     total_s: float | None = None
-    grace_s: float = 30.0
+    grace_s: float = 20.0
 
 
 @dataclass(frozen=True)
@@ -205,15 +207,17 @@ def run_process(spec: Mapping[str, Any], job: Path, label: str, limits: Limits, 
     spec = {**spec, "environment": {**spec["environment"], MARK: mark}}
     (job / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
     watch = _Watch(spec, label, limits, log)
-    child = _Child(job, mark, _request(job / "spec.json"))
-    try:
-        status = watch.until_end(child)
-    except BaseException:  # also the signals that Prefect raises when a run is cancelled, and Ctrl-C
-        child.end(limits.grace_s)
-        raise
-    finally:
-        watch.read_log(last=True)
-    child.kill_stragglers()
+    with claims.noted("mark", mark):
+        child = _Child(job, mark, _request(job / "spec.json"))
+        try:
+            status = watch.until_end(child)
+        except BaseException as error:  # also the signals that Prefect raises when a run is cancelled, and Ctrl-C
+            with cancellation.uninterrupted(error):
+                child.end(limits.grace_s)
+            raise
+        finally:
+            watch.read_log(last=True)
+        child.kill_stragglers()
     return _outcome(status, job, label, watch)
 
 
@@ -252,8 +256,7 @@ class _Child:
 
     def kill_stragglers(self) -> None:
         """Kill what is left in sessions of its own, such as the ranks of torchrun. The group itself is the zygote's to kill."""
-        for pid in _marked(self.mark):
-            _kill(pid, signal.SIGKILL)
+        kill_marked(self.mark)
 
     def _is_running(self) -> bool:
         if (self.job / "exit.json").exists():
@@ -265,8 +268,7 @@ class _Child:
         pid = self._await_pid()
         if pid is not None and not (self.job / "exit.json").exists():  # until then the process id is certainly the stage's
             _kill(-pid, signum)
-        for marked in _marked(self.mark):
-            _kill(marked, signum)
+        kill_marked(self.mark, signum)
 
     def _await_pid(self) -> int | None:
         """A request cannot be taken back: wait until it was served, to end what it started."""
@@ -298,9 +300,10 @@ class _Watch:
         """The status of the process once it ended.
 
         Raises:
-            StageHung: it showed no sign of life, or did not end, in time.
+            StageHung: it showed no sign of life, or did not end, in time. SlotLost: the device limit's slot is another's.
         """
         while True:
+            slot.require()
             status = child.status()
             self.read_log()
             self._read_progress()
@@ -408,20 +411,6 @@ def _kill(pid: int, signum: int) -> None:
             os.kill(pid, signum)
     except ProcessLookupError:
         logging.getLogger(__name__).debug("process %d ended before signal %d", pid, signum)
-
-
-def _marked(mark: str) -> list[int]:
-    """Processes that were started by a stage's process: they inherited its mark, whatever session they are in."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and int(folder.name) != os.getpid():
-            try:
-                environment = (folder / "environ").read_bytes()
-            except OSError:
-                continue  # it ended, or is another user's
-            if f"{MARK}={mark}".encode() in environment:
-                found.append(int(folder.name))
-    return found
 
 
 def _oom_kills() -> int:

@@ -36,7 +36,8 @@ from models.run import Run, write_atomic
 from models.spending import FILE as COST_FILE
 from models.spending import accounted
 from models.worker import call_entry, encode_input, load_entry
-from tasks import tracking
+from models.zygote import GRACE_S
+from tasks import claims, tracking
 from tasks.cache import NoRecord, recorded, stage_policy
 from tasks.device import device_slot, visible_gpus
 from tasks.home import home
@@ -219,8 +220,8 @@ class StageContext:
             tell(Progress(self.label, "running"))
             return run_process(self._spec(config, seed, inputs, staging, device), staging, self.label, stage.limits, self.log)
 
-    def _say_waiting(self) -> None:
-        self.log(f"{self.label} waits for a free device")
+    def _say_waiting(self, what: str) -> None:
+        self.log(f"{self.label} waits for {what}")
         tell(Progress(self.label, "waiting"))
 
     def _spec(
@@ -334,6 +335,7 @@ class Stage:
     # Running
 
     def _perform(self, call: _Call) -> Artifact:
+        claims.claim()
         save_document(call.store.root / "keydocs", call.key, call.document)
         record_stage(current_run(), call.label, call.key, None, "running", 0.0)
         token = _call.set(call)
@@ -459,8 +461,7 @@ def stage(
     space: bytes of disk that the work needs, from the config and the input artifacts by name; default twice the inputs. Snapshots that the
         configuration asks for come on top.
     """
-    grace_s = float(os.environ.get("POSTTRAIN_GRACE_S", "30"))
-    limits = Limits(silence_s, timeout_s, grace_s)
+    limits = Limits(silence_s, timeout_s, GRACE_S)
     delays = [2.0, 10.0] if retry_delays_s is None else retry_delays_s
 
     def make(function: Callable[..., Artifact]) -> Stage:

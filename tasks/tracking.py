@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
-from tasks import owner, provenance, registry
+from tasks import owner, provenance, registry, watch
 from tasks.home import home
 from tasks.locks import file_lock
 from tasks.plan import current_plan
@@ -82,6 +82,7 @@ def pipeline(name: str, params: Params, tags: Mapping[str, str] | None = None) -
     if current_plan() is not None:  # nothing is computed, so there is nothing to show
         yield PipelineRun(None, name)
         return
+    watch.begin()
     outer = _current.get()
     session = outer.session if outer and outer.session else _new_session()
     run = PipelineRun(session, name, outer)

@@ -1,5 +1,5 @@
-"""The command line: `posttrain run`, `explain`, `compare`, `artifacts`, `label`, `labels`, `lint`, `ui`, `chat`, `recipes`,
-`promote`, `rollback`, `champions`.
+"""The command line: `posttrain run`, `explain`, `compare`, `artifacts`, `label`, `labels`, `lint`, `ui`, `watch`, `chat`,
+`recipes`, `promote`, `rollback`, `champions`.
 
 Only names and help texts are here: a command imports what it needs when it runs, so that `posttrain --help` answers at once.
 
@@ -150,6 +150,19 @@ def ui_command(
     from flows.cli.ui import ui
 
     _carry_out(lambda: ui(prefect_port, mlflow_port))
+
+
+@app.command("watch")
+def watch_command(
+    once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
+) -> None:
+    """Beside a Prefect worker: end the runs of this machine whose process died, and free what they held.
+
+    [bold]Example:[/bold] PREFECT_API_URL=http://server:4200/api posttrain watch
+    """
+    from flows.cli.watch import watch
+
+    _carry_out(lambda: watch(once))
 
 
 @app.command("chat")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -93,10 +93,15 @@ def prefect_session() -> Iterator[Callable[[], None]]:
     server = temporary_server()
     # Links in records lead to where `posttrain ui` will be, not to this server, which nobody can visit later.
     later = f"http://{LOOPBACK}:{PREFECT_PORT}"
-    with _environment(PREFECT_API_URL=f"{server.url}/api", PREFECT_UI_URL=later), stopping([server]):
+    with _environment(PREFECT_API_URL=f"{server.url}/api", PREFECT_UI_URL=later), stopping([server]), ExitStack() as stack:
+
+        def wait() -> None:
+            server.wait_until_it_answers()
+            stack.enter_context(_without_heartbeats())
+
         server.start()
         try:
-            yield server.wait_until_it_answers
+            yield wait
         finally:
             _deliver()
     if server.log.exists() and server.log.stat().st_size == 0:
@@ -116,6 +121,13 @@ def _deliver() -> None:
 
 def _nothing_to_wait_for() -> None:
     """The API is somebody else's, and answers or not without us."""
+
+
+def _without_heartbeats() -> AbstractContextManager[object]:
+    """Prefect's settings for a flow whose server ends with it: a heartbeat that nobody sees would cost each flow run a second."""
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    return temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
 
 
 def temporary_server() -> Server:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 from urllib.parse import urlsplit, urlunsplit
@@ -66,7 +69,8 @@ def _serve(prefect_port: int, mlflow_port: int) -> int:
             write_addresses(addresses)
             _print(addresses)
             out.print("Ctrl-C stops both." if len(servers) == 2 else "Ctrl-C ends.")
-            _watch(servers)
+            with _looking_for_dead_runs(f"{prefect.url}/api" if prefect else None):
+                _watch(servers)
         except ServerFailed as error:
             complain(str(error))
             return FAILED
@@ -99,6 +103,23 @@ def _watch(servers: list[Server]) -> None:
             if not server.alive:
                 raise ServerFailed(f"{server.name} ended. {server.last_words()}")
         time.sleep(0.5)
+
+
+@contextmanager
+def _looking_for_dead_runs(api: str | None) -> Iterator[None]:
+    """Meanwhile, runs whose process dies are not left Running."""
+    from tasks.watch import watch_runs
+
+    stop = threading.Event()
+
+    def tell(line: str) -> None:
+        out.print(line, markup=False, soft_wrap=True)
+
+    threading.Thread(target=watch_runs, args=(stop,), kwargs={"api": api, "tell": tell}, name="watch-runs", daemon=True).start()
+    try:
+        yield
+    finally:
+        stop.set()
 
 
 def _print(addresses: Addresses) -> None:
