@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
-from tasks.locks import any_lock
+from tasks.locks import any_lock, file_lock
 from tasks.store import Store
 
 GPU_LIMIT = "gpu"
@@ -27,23 +27,33 @@ def visible_gpus() -> list[str]:
 
 
 @contextmanager
-def device_slot(store: Store, on_wait: Callable[[], None]) -> Iterator[dict[str, str]]:
-    """Hold a device, waiting for a free one; yields the environment that makes a stage's process see it alone."""
+def device_slot(store: Store, on_wait: Callable[[], None], count: int = 1) -> Iterator[dict[str, str]]:
+    """Hold ``count`` devices, waiting for free ones; yields the environment that makes a stage's process see them alone.
+
+    The ranks of a stage on a processor share it.
+
+    Raises:
+        ValueError: there are GPUs, and fewer than that.
+    """
     gpus = visible_gpus()
-    names = [f"device-gpu-{gpu}.lock" for gpu in gpus] or ["device-cpu.lock"]
-    with _global_slot(len(gpus)), any_lock([store.root / "locks" / name for name in names], on_wait) as taken:
-        yield {"CUDA_VISIBLE_DEVICES": gpus[names.index(taken.name)]} if gpus else {}
+    if gpus and count > len(gpus):
+        raise ValueError(f"{count} devices are asked for and {len(gpus)} are visible ({', '.join(gpus)}): lower parallel.ranks")
+    locks = [store.root / "locks" / f"device-gpu-{gpu}.lock" for gpu in gpus] or [store.root / "locks" / "device-cpu.lock"]
+    with _global_slot(len(gpus), count), ExitStack() as held:
+        with file_lock(store.root / "locks" / "devices.lock") if count > 1 else nullcontext():  # two that gather would wait for each other
+            taken = [held.enter_context(any_lock(locks, on_wait)) for _ in range(count if gpus else 1)]
+        yield {"CUDA_VISIBLE_DEVICES": ",".join(gpus[locks.index(path)] for path in taken)} if gpus else {}
 
 
 @contextmanager
-def _global_slot(n_gpus: int) -> Iterator[None]:
+def _global_slot(n_gpus: int, count: int) -> Iterator[None]:
     if n_gpus == 0:
         yield
         return
     from prefect.concurrency.sync import concurrency
 
     _ensure_limit(n_gpus)
-    with concurrency(GPU_LIMIT, occupy=1, strict=True):  # not strict, a missing limit would mean no limit
+    with concurrency(GPU_LIMIT, occupy=count, strict=True):  # not strict, a missing limit would mean no limit
         yield
 
 

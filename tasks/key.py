@@ -41,7 +41,7 @@ FORMAT = 1  # raise it when the document changes its meaning
 CARRIERS = (
     *(f"tasks.{name}" for name in ("store", "key", "cache", "locks", "device", "stage", "plan", "process", "home", "registry", "report")),
     *(f"tasks.{name}" for name in ("tracking", "tracked", "recorder", "journal", "owner", "provenance")),
-    *(f"models.{name}" for name in ("run", "worker", "zygote", "source", "spending")),
+    *(f"models.{name}" for name in ("run", "worker", "ranks", "zygote", "source", "spending")),
 )
 # Libraries that cannot change a number, and libraries whose numbers are made by another that our code does not import itself.
 NEUTRAL = {"prefect", "mlflow", "pydantic", "typer", "rich"}
