@@ -77,7 +77,8 @@ def _plain(model: PreTrainedModel, state: dict[str, Tensor]) -> PreTrainedModel:
         plain = plain_class(model)(model.config)
     plain.load_state_dict(state, strict=False, assign=True)  # not strict: a tied head comes with the embedding
     plain.tie_weights()
-    plain.generation_config = model.generation_config
+    if hasattr(model, "generation_config"):  # a backbone has none
+        plain.generation_config = model.generation_config
     return plain
 
 
