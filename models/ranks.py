@@ -85,7 +85,7 @@ def lead(spec_path: Path, spec: Mapping[str, Any]) -> int:
     launch = {"spec": str(spec_path), "ranks": here, "nodes": nodes, "endpoint": endpoint, "id": spec["environment"][worker.MARK]}
     if nodes > 1:
         write_atomic(_join_file(Path(spec["checkpoints"]).parents[1]), json.dumps(launch))
-    exit_code = _verdict(spec_path, start_ranks(launch))
+    exit_code = verdict(spec_path, start_ranks(launch))
     if exit_code == -signal.SIGKILL:
         os.kill(os.getpid(), signal.SIGKILL)
     return exit_code
@@ -149,7 +149,7 @@ def _children() -> list[int]:
     return found
 
 
-def _verdict(spec_path: Path, failures: Mapping[int, int]) -> int:
+def verdict(spec_path: Path, failures: Mapping[int, int]) -> int:
     """The exit code of the stage, and error.json with the failure from which the others follow."""
     if not failures:
         return 0
@@ -163,8 +163,8 @@ def _verdict(spec_path: Path, failures: Mapping[int, int]) -> int:
         return EXIT_STOPPED
     if killed:
         rank, code = killed[0]
-        code = code if code == -signal.SIGKILL else worker.EXIT_ERROR
-        return _fail(spec_path, {"rank": rank, "message": f"was killed by {signal.Signals(-killed[0][1]).name}", "type": "Killed", "exit": code})
+        error = {"message": f"was killed by {signal.Signals(-code).name}", "type": "Killed"}
+        return _fail(spec_path, {**error, "rank": rank, "exit": code if code == -signal.SIGKILL else worker.EXIT_ERROR})
     rank, code = next(iter(failures.items()))
     return _fail(spec_path, told[0] if told else {"rank": rank, "message": f"ended with exit code {code}", "type": "Ended", "exit": code})
 
@@ -252,7 +252,7 @@ def run_rank(spec_path: Path, parent: int) -> int:
     except BaseException as error:
         exit_code = worker.classify(error)
         traceback.print_exc()
-        told = worker.describe(error, exit_code) | {"rank": rank, "time": time.time(), "follows": _follows(error)}
+        told = worker.describe(error, exit_code) | {"rank": rank, "time": time.time(), "follows": follows(error)}
         write_atomic(spec_path.with_name(f"rank-{rank:05d}.json"), json.dumps(told))
         return exit_code
 
@@ -277,7 +277,7 @@ def _run_of(rank: int, spec_path: Path, spec: Mapping[str, Any]) -> Run:
     return run
 
 
-def _follows(error: BaseException) -> bool:
+def follows(error: BaseException) -> bool:
     """True for errors of the network between ranks: another rank has ended first."""
     return type(error).__name__ in ("DistNetworkError", "DistBackendError") or (
         isinstance(error, RuntimeError) and bool(_OF_THE_NETWORK.search(str(error)))

@@ -14,8 +14,8 @@ from models.calibration import REPORT_FILE, calibration_metrics, judge_probabili
 from models.configs.preference_model import PreferenceModelConfig
 from models.losses.preference_model import preference_loss
 from models.losses.sums import Sums
-from models.preference_model import PreferenceModel, advantage, new_preference_model, save_preference_model
 from models.parallel import shard
+from models.preference_model import PreferenceModel, advantage, new_preference_model, save_preference_model
 from models.preflight import check_completions_end
 from models.rendering import eos_ids
 from models.run import Run

@@ -1,13 +1,14 @@
 """Two ranks under torchrun are one trainer: the same losses, checkpoints that any number of ranks takes up, one death for all."""
 
-import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from prefect import flow
 from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 
@@ -24,10 +25,12 @@ from models.configs.parallel import ParallelConfig
 from models.configs.preference_model import PreferenceModelConfig
 from models.configs.reward_model import RewardModelConfig
 from models.configs.sft import SFTConfig
-from models.ranks import ranks_here, ranks_of
+from models.ranks import follows, ranks_here, ranks_of, verdict
 from models.run import read_journal
 from models.training.pieces import Saved
-from tasks.process import StageConfigError, StageProcessError
+from tasks.process import StageProcessError
+from tasks.sft import sft as sft_stage
+from tasks.store import Store
 
 EVERY_UPDATE = CheckpointConfig(every_s=0, every_updates=1)
 BATCHES = {"batch_size": 4, "micro_batch_tokens": 60, "optim": OptimConfig(learning_rate=3e-3), "epochs": 2, "checkpoint": EVERY_UPDATE}
@@ -93,13 +96,6 @@ def first_stopped(config: Interrupted, *, seed, run, **inputs):
         return stopped(config, seed=seed, run=run, **inputs)
     entry = worker.load_entry(config.entry, ["models"])
     return worker.call_entry(entry, worker.config_class(entry).model_validate(config.config), inputs, seed, run)
-
-
-def last_fails(config: Interrupted, *, seed, run, **inputs):
-    """An entry of which the last rank raises, while the first waits for it."""
-    if parallel.rank():
-        raise ValueError("a disk of rank 1 is missing")
-    return first_stopped(config, seed=seed, run=run, **inputs)
 
 
 def poisoned(config: SFTConfig, *, base, data, seed, run):
@@ -246,56 +242,82 @@ def test_a_checkpoint_is_in_pieces_without_pickle(both: Both) -> None:
 
 
 @pytest.fixture
-def start(request: pytest.FixtureRequest, stage_process: Callable[..., Any], tmp_path: Path, base: Path, tables: Path) -> Callable[..., Any]:
-    return lambda name, config=SFT: with_several(
-        stage_process(tmp_path / name, "models.training.sft:train", config, {"base": base, "data": tables})
-    )
+def troubled(stage_process: Callable[..., Any], tmp_path: Path, base: Path, tables: Path) -> Any:
+    return with_several(stage_process(tmp_path / "troubled", "models.training.sft:train", SFT, {"base": base, "data": tables}))
 
 
-def stop(stage: Any, at: int) -> None:
-    """An attempt in which the first rank alone gets SIGTERM at its ``at``-th word of progress; all leave with 143."""
-    config = {"entry": stage.entry, "config": stage.config.model_dump(mode="json"), "at": at, "parallel": {"ranks": 2}}
+def test_sigterm_on_one_rank_saves_and_other_numbers_of_ranks_go_on(both: Both, troubled: Any) -> None:
+    """One process, then two ranks of which the first is told to stop, then one process: the key stays, the losses too up to rounding."""
+    troubled.environment = {"POSTTRAIN_RANKS": "1"}
+    troubled.kill("step:2")
+    assert troubled.saved_steps() == [1]
+    troubled.environment = {}
+    config = {"entry": troubled.entry, "config": SFT.model_dump(mode="json"), "at": 2, "parallel": {"ranks": 2}}
     with pytest.raises(StageProcessError, match="stopped by SIGTERM") as caught:
-        stage.run(entry="interrupted:first_stopped", config=config)
+        troubled.run(entry="interrupted:first_stopped", config=config)
     assert caught.value.exit_code == 143
-
-
-def test_a_killed_rank_and_sigterm_resume_to_the_same_bytes(both: Both, start: Callable[..., Any]) -> None:
-    stage = start("troubled")
-    stage.kill("rank1 step:3")
-    assert stage.saved_steps() == [2]
-    stop(stage, 1)
-    assert stage.saved_steps() == [3]
-    result = stage.run()
-    assert result.resumed_step == 3
-    assert [metrics for _, metrics in stage.history()] == both.history(2, "sft")
-    wanted = both.out(2, "sft")
-    assert len(stage.digests()) > 3
-    for path, digest in stage.digests().items():
-        assert hashlib.sha256((wanted / path).read_bytes()).hexdigest() == digest, path
-
-
-def test_another_number_of_ranks_goes_on_from_the_checkpoint(both: Both, start: Callable[..., Any]) -> None:
-    """One process, then two ranks, then one process: the key stays, the losses too, up to rounding."""
-    stage = start("fewer")
-    stage.environment = {"POSTTRAIN_RANKS": "1"}
-    stage.kill("step:3")
-    stage.environment = {}
-    stage.kill("rank1 step:2")
-    assert stage.saved_steps() == [3]
-    stage.environment = {"POSTTRAIN_RANKS": "1"}
-    assert stage.run().resumed_step == 3
-    log = (stage.out.parent / "log.txt").read_text()
+    (stopped_at,) = troubled.saved_steps()
+    assert Saved(troubled.checkpoints / f"step-{stopped_at:06d}").written_by == 2
+    troubled.environment = {"POSTTRAIN_RANKS": "1"}
+    assert troubled.run().resumed_step == stopped_at == 3
+    log = (troubled.out.parent / "log.txt").read_text()
     assert "resumed after update 3, which 2 ranks had saved and 1 go on from: equal up to rounding" in log
-    for (_, own), wanted in zip(stage.history(), both.history(1, "sft"), strict=True):
+    for (_, own), wanted in zip(troubled.history(), both.history(1, "sft"), strict=True):
         assert own == pytest.approx(wanted, rel=1e-4, abs=1e-4)
 
 
-def test_a_rank_that_fails_ends_the_others_and_its_error_is_told(start: Callable[..., Any]) -> None:
-    stage = start("failing")
-    config = {"entry": stage.entry, "config": stage.config.model_dump(mode="json"), "at": 2, "parallel": {"ranks": 2}}
-    with pytest.raises(StageConfigError, match="rank 1: a disk of rank 1 is missing"):
-        stage.run(entry="interrupted:last_fails", config=config)
+@pytest.mark.usefixtures("prefect_api", "home")
+def test_a_stage_of_two_ranks_of_which_one_is_killed_ends_with_the_same_bytes(
+    both: Both, base: Path, tables: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rank 1 dies by SIGKILL in its third update, Prefect tries again, and the artifact is that of the undisturbed ranks."""
+    store = Store(home / "store")
+    inputs = [store.put(shutil.copytree(folder, tmp_path / kind), kind) for folder, kind in ((base, "policy"), (tables, "dataset"))]
+    monkeypatch.setenv("POSTTRAIN_THREADS", "1")
+    monkeypatch.setenv("POSTTRAIN_FAILPOINT", "rank1 step:3")
+    monkeypatch.setattr(sft_stage, "retry_delays_s", [0.0, 0.0])
+    artifact = flow(lambda: sft_stage(SFT, *inputs, seed=both.stages[2].seed), name="ranks")()
+    assert "rank 1: was killed by SIGKILL" in caplog.text and "resumed after update 2" in caplog.text
+    made = store.folder(artifact.digest)
+    wanted = both.out(2, "sft")
+    files = sorted(p.relative_to(wanted) for p in wanted.rglob("*") if p.is_file())
+    assert len(files) > 3 and files == sorted(p.relative_to(made) for p in made.rglob("*") if p.is_file())
+    assert [name for name in files if (made / name).read_bytes() != (wanted / name).read_bytes()] == []
+
+
+# What is told of ranks that failed
+
+
+def told(folder: Path, rank: int, time: float, follows: bool, exit_code: int = 78) -> None:
+    error = {"rank": rank, "type": "ValueError", "message": f"trouble {rank}", "time": time, "follows": follows, "exit": exit_code}
+    (folder / f"rank-{rank:05d}.json").write_text(json.dumps(error))
+
+
+@pytest.mark.parametrize(
+    ("errors", "failures", "exit_code", "message"),
+    [
+        ([], {}, 0, None),
+        ([(1, 5.0, False), (0, 4.0, True)], {0: 1, 1: 78}, 78, "rank 1: trouble 1"),  # the other lost its partner
+        ([(2, 5.0, False), (1, 4.0, False)], {2: 78, 1: 78}, 78, "rank 1: trouble 1"),
+        ([(0, 4.0, True)], {1: -9, 0: 1}, -9, "rank 1: was killed by SIGKILL"),
+        ([], {1: -11, 0: 143}, 1, "rank 1: was killed by SIGSEGV"),
+        ([], {0: 143, 1: 143}, 143, None),
+        ([(0, 4.0, True)], {1: 143, 0: 1}, 143, None),
+        ([(0, 4.0, True)], {0: 78}, 78, "rank 0: trouble 0"),
+        ([], {0: 3}, 3, "rank 0: ended with exit code 3"),
+    ],
+)
+def test_the_failure_from_which_the_others_follow_is_told(tmp_path: Path, errors, failures, exit_code, message) -> None:
+    for error in errors:
+        told(tmp_path, *error)
+    assert verdict(tmp_path / "spec.json", failures) == exit_code
+    error = tmp_path / "error.json"
+    assert (json.loads(error.read_text())["message"] if error.exists() else None) == message
+
+
+def test_a_lost_partner_is_told_from_a_mistake() -> None:
+    lost = RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:1234")
+    assert follows(lost) and not follows(RuntimeError("CUDA out of memory")) and not follows(ValueError("no connection closed"))
 
 
 # Without torchrun
