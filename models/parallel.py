@@ -184,7 +184,7 @@ def _without_views(output: Any) -> Any:
     return output.clone() if isinstance(output, Tensor) and output._is_view() else output
 
 
-def local(p: Tensor) -> Tensor:
+def local(p: Any) -> Tensor:
     """This rank's rows of a parameter or gradient, the same memory; all of it where it is not sharded."""
     return p.detach().to_local() if _is_distributed(p) else p
 
@@ -213,8 +213,9 @@ def total_norm(norm: float) -> float:
 def whole_state(model: nn.Module) -> dict[str, Tensor]:
     """All weights of a sharded model in the first rank's memory, tensor by tensor; the other ranks help and get nothing."""
     found = {}
-    for name, p in model.named_parameters():
-        whole: Any = p.full_tensor() if hasattr(p, "full_tensor") else p
+    parameters: Iterable[tuple[str, Any]] = model.named_parameters()
+    for name, p in parameters:
+        whole = p.full_tensor() if _is_distributed(p) else p
         if rank() == 0:
             found[name] = whole.detach().cpu()
     return found

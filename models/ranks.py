@@ -24,6 +24,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,8 @@ def _pass_on(signum: int, frame: object) -> None:
     if not children:
         raise Stopped
     for pid in children:
-        os.kill(pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
 
 
 def _children() -> list[int]:
@@ -187,14 +189,17 @@ def join(store: Path) -> None:
     """On another machine: take part in every stage of several machines that begins in this store, until SIGTERM."""
     path, seen = _join_file(store), ""
     signal.signal(signal.SIGTERM, _pass_on)
-    while True:
+    while not _asked_to_stop:
         launch = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"id": ""}
         if launch["id"] not in ("", seen) and Path(launch["spec"]).exists():
             seen = launch["id"]
             spec = json.loads(Path(launch["spec"]).read_text(encoding="utf-8"))
             os.environ.update({name: value for name, value in spec["environment"].items() if name.startswith("POSTTRAIN_")})
             print(f"joins {spec['entry']} with {launch['ranks']} ranks", flush=True)
-            print(f"ended with {start_ranks(launch) or 'success'}", flush=True)
+            try:
+                print(f"ended with {start_ranks(launch) or 'success'}", flush=True)
+            except Exception:  # the first machine may have gone: it begins the next attempt
+                traceback.print_exc()
         time.sleep(0.5)
 
 
@@ -231,11 +236,11 @@ def run_rank(spec_path: Path, parent: int) -> int:
     import torch.distributed as dist
 
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
+    if parent and os.getppid() != parent:  # 0: torchrun itself is the agent
         return EXIT_STOPPED
     spec = json.loads(spec_path.read_text(encoding="utf-8"))
     sys.path.insert(0, spec["root"])
-    rank, run = int(os.environ["RANK"]), None
+    rank = int(os.environ["RANK"])
     try:
         _own_device()
         dist.init_process_group(timeout=COLLECTIVE_TIMEOUT)
@@ -287,6 +292,7 @@ def follows(error: BaseException) -> bool:
 if __name__ == "__main__":
     if sys.argv[1] == "join":
         join(Path(sys.argv[2]))
+        sys.exit(EXIT_STOPPED)
     code = 1
     try:
         code = run_rank(Path(sys.argv[2]), int(sys.argv[3]))

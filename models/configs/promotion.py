@@ -26,7 +26,9 @@ class GuardConfig(StageConfig):
 class GateConfig(StageConfig):
     """What promotion asks of a candidate. Every interval is paired over prompts, at 95 %."""
 
-    primary: str = Field(default="accuracy", min_length=1, description=f"Quantity on which the candidate must beat the champion: {_NAMES}.")
+    primary: str = Field(
+        default="accuracy", min_length=1, description=f"Quantity on which the candidate must beat the champion: {_NAMES}."
+    )
     minimum_gain: float = Field(default=0.0, ge=0, description="The interval of the gain must lie above this, in the quantity's unit.")
     guards: list[GuardConfig] = Field(
         default_factory=lambda: [GuardConfig(measure="finished", margin=0.05)], description="Quantities that must not get worse."

@@ -25,12 +25,13 @@ from models.configs.parallel import ParallelConfig
 from models.configs.preference_model import PreferenceModelConfig
 from models.configs.reward_model import RewardModelConfig
 from models.configs.sft import SFTConfig
+from models.memory import PROCESS_BYTES, ModelShape, estimate
 from models.ranks import follows, ranks_here, ranks_of, verdict
 from models.run import read_journal
 from models.training.pieces import Saved
 from tasks.process import StageProcessError
 from tasks.sft import sft as sft_stage
-from tasks.store import Store
+from tasks.store import Artifact, Store
 
 EVERY_UPDATE = CheckpointConfig(every_s=0, every_updates=1)
 BATCHES = {"batch_size": 4, "micro_batch_tokens": 60, "optim": OptimConfig(learning_rate=3e-3), "epochs": 2, "checkpoint": EVERY_UPDATE}
@@ -276,7 +277,12 @@ def test_a_stage_of_two_ranks_of_which_one_is_killed_ends_with_the_same_bytes(
     monkeypatch.setenv("POSTTRAIN_THREADS", "1")
     monkeypatch.setenv("POSTTRAIN_FAILPOINT", "rank1 step:3")
     monkeypatch.setattr(sft_stage, "retry_delays_s", [0.0, 0.0])
-    artifact = flow(lambda: sft_stage(SFT, *inputs, seed=both.stages[2].seed), name="ranks")()
+
+    @flow
+    def training() -> Artifact:
+        return sft_stage(SFT, *inputs, seed=both.stages[2].seed)
+
+    artifact = training()
     assert "rank 1: was killed by SIGKILL" in caplog.text and "resumed after update 2" in caplog.text
     made = store.folder(artifact.digest)
     wanted = both.out(2, "sft")
@@ -356,6 +362,17 @@ def test_every_rank_has_as_many_micro_batches_and_each_counts_once(monkeypatch: 
 def test_a_stage_that_samples_refuses_several_ranks() -> None:
     with pytest.raises(ValueError, match=r"parallel \{'ranks': 2\}: GRPOConfig runs on one device.*leave it out"):
         GRPOConfig.model_validate({"parallel": {"ranks": 2}})
+
+
+def test_the_memory_plan_shares_the_model_and_not_the_process() -> None:
+    """8 billion parameters in bfloat16: weights 2, masters 4, gradients 4 and moments 8 bytes each are 144 GB, 2.25 GB on each of 64."""
+    shape = ModelShape(8 * 10**9, 32, 4096, 14336, 32, 1024, 128256, 2)
+    one, many = (estimate("sft", SFTConfig(parallel=ParallelConfig(ranks=n)), shape) for n in (1, 64))
+    assert one is not None and many is not None and (one.per_rank, one.ranks, many.ranks) == (one.total, 1, 64)
+    assert one.models == many.models == 144 * 10**9
+    gathered = 2 * 128256 * 4096 + 8 * ((8 * 10**9 - 128256 * 4096) // 32)
+    assert many.per_rank == PROCESS_BYTES + 2_250_000_000 + many.activations // 64
+    assert gathered < many.activations // 64 < gathered + one.activations
 
 
 def test_ranks_of_an_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
