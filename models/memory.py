@@ -189,13 +189,12 @@ def estimate(stage: str, config: BaseModel, shape: ModelShape, lengths: Lengths 
     models = memory_of_models(shape.parameters, trained, frozen, each, _adapters(shape, config))
     ranks = config.parallel.ranks if isinstance(getattr(config, "parallel", None), ParallelConfig) else 1
     activations = _kept(shape, config, lengths, ranks) if trained else _one_layer(shape, getattr(config, "micro_batch_tokens", 0))
+    # A loss over policy and critic keeps what both have computed until its backward pass.
+    at_once = max(1, trained) * activations + _head(shape, config, trained) + _gathered(shape, ranks)
     rounded_gradients = models.gradients // 4 * shape.weight_bytes if each.masters else 0  # they come as the activations go
     return replace(
         models,
-        # A loss over policy and critic keeps what both have computed until its backward pass.
-        activations=max(
-            ranks * (max(1, trained) * activations + _head(shape, config, trained) + _gathered(shape, ranks)), rounded_gradients
-        ),
+        activations=max(ranks * at_once, rounded_gradients),
         kv_cache=_cache(shape, config, lengths.prompt_tokens),
         ranks=ranks,
     )
