@@ -187,7 +187,8 @@ def estimate(stage: str, config: BaseModel, shape: ModelShape, lengths: Lengths 
     lengths = lengths or Lengths()
     each = BytesPerParameter(weights=shape.weight_bytes, gradients=4, optimiser=8, masters=0 if shape.weight_bytes == 4 else 4)
     models = memory_of_models(shape.parameters, trained, frozen, each, _adapters(shape, config))
-    ranks = config.parallel.ranks if isinstance(getattr(config, "parallel", None), ParallelConfig) else 1
+    parallel = getattr(config, "parallel", None)
+    ranks = parallel.ranks if isinstance(parallel, ParallelConfig) else 1
     activations = _kept(shape, config, lengths, ranks) if trained else _one_layer(shape, getattr(config, "micro_batch_tokens", 0))
     # A loss over policy and critic keeps what both have computed until its backward pass.
     at_once = max(1, trained) * activations + _head(shape, config, trained) + _gathered(shape, ranks)

@@ -213,12 +213,15 @@ def total_norm(norm: float) -> float:
 def whole_state(model: nn.Module) -> dict[str, Tensor]:
     """All weights of a sharded model in the first rank's memory, tensor by tensor; the other ranks help and get nothing."""
     found = {}
-    parameters: Iterable[tuple[str, Any]] = model.named_parameters()
-    for name, p in parameters:
-        whole = p.full_tensor() if _is_distributed(p) else p
+    for name, p in model.named_parameters():
+        whole = _whole(p)
         if rank() == 0:
             found[name] = whole.detach().cpu()
     return found
+
+
+def _whole(p: Any) -> Tensor:
+    return p.full_tensor() if _is_distributed(p) else p
 
 
 def plain_class(model: PreTrainedModel) -> type[PreTrainedModel]:
