@@ -48,7 +48,7 @@ def gather(value: Any) -> list[Any]:
     padded[: len(said)] = said
     heard = [torch.zeros_like(padded) for _ in lengths]
     dist.all_gather(heard, padded)
-    return [json.loads(bytes(text[: int(length)].tolist())) for text, length in zip(heard, lengths, strict=True)]
+    return [json.loads(text[: int(length)].numpy().tobytes()) for text, length in zip(heard, lengths, strict=True)]
 
 
 def first_rank_says(value: Callable[[], R]) -> R:
