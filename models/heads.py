@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from data.packing import Group, Packed, pack, split_by_tokens
-from models.loading import copy_tokenizer, load_backbone
+from models.loading import copy_tokenizer, load_backbone, save_weights
 from models.logprobs import hidden_states
 from models.lora import merge_adapters
+from models.parallel import has_shards, in_forward, rank, spread, whole_state
 from models.seeds import derive_seed
 
 HEAD_FILE = "scalar_head.safetensors"
@@ -64,7 +65,7 @@ class HeadModel(nn.Module):
     def score(self, groups: Sequence[Group], max_tokens: int) -> Tensor:
         """Normalised reward of every completion of every group, in their order: ``[C]``."""
         device = self.head.weight.device
-        return torch.cat([self.reward(pack(part).to(device)) for part in split_by_tokens(groups, max_tokens)])
+        return torch.cat(spread(self, split_by_tokens(groups, max_tokens), lambda part: self.reward(pack(part).to(device))))
 
     def normalised(self, score: Tensor) -> Tensor:
         """Scores under the rule."""
@@ -89,15 +90,15 @@ class ScalarModel(HeadModel):
 
     def at_ends(self, packed: Packed) -> Tensor:
         """Raw score of each completion, read at its last token: ``[C]``, float32."""
-        return self.read(hidden_states(self.backbone, packed)[packed.last_C])
+        return in_forward(self, lambda: self.read(hidden_states(self.backbone, packed)[packed.last_C]))
 
     def at_tokens(self, packed: Packed) -> Tensor:
         """Raw score of the prefix that ends with each scored token: ``[S]``, float32."""
-        return self.read(hidden_states(self.backbone, packed)[packed.own_S])
+        return in_forward(self, lambda: self.read(hidden_states(self.backbone, packed)[packed.own_S]))
 
     def before_tokens(self, packed: Packed) -> Tensor:
         """Value of the state before each scored token: ``[S]``, float32."""
-        return self.read(hidden_states(self.backbone, packed)[packed.source_S])
+        return in_forward(self, lambda: self.read(hidden_states(self.backbone, packed)[packed.source_S]))
 
     def read(self, hidden: Tensor) -> Tensor:
         """Raw score of the prefixes with these hidden states ``[..., E]``: ``[...]``."""
@@ -131,6 +132,13 @@ class TokenRewardModel(HeadModel):
     def every(self, hidden: Tensor) -> Tensor:
         """Raw score of each prefix ``[..., E]`` continued by every token: ``[..., V]``."""
         return self.head(hidden.to(self.head.weight.dtype))
+
+
+def save_head(head: nn.Linear, path: Path) -> None:
+    """Write the weights of a head; of a sharded one all ranks help, and the first writes."""
+    state = whole_state(head) if has_shards(head) else head.state_dict()
+    if rank() == 0:
+        save_file({name: t.contiguous() for name, t in state.items()}, path)
 
 
 def load_scalar(folder: Path, device: torch.device | str = "cpu", trainable: bool = False) -> ScalarModel:
@@ -190,8 +198,8 @@ def new_token_reward(folder: Path, device: torch.device | str = "cpu") -> TokenR
 def save_scalar(model: HeadModel, parent: Path, out: Path) -> None:
     """Backbone with adapters merged, head, reading rule, and the tokenizer with its chat template."""
     merge_adapters(model.backbone)
-    model.backbone.save_pretrained(out)
-    save_file({name: t.contiguous() for name, t in model.head.state_dict().items()}, out / model.file)
+    save_weights(model.backbone, out)
+    save_head(model.head, out / model.file)
     (out / RULE_FILE).write_text(json.dumps(asdict(model.rule)), encoding="utf-8")
     copy_tokenizer(parent, out)
     generation = parent / "generation_config.json"

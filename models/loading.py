@@ -4,12 +4,13 @@ import shutil
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from models.attention import NAME as ATTENTION
 from models.lean_layers import keep_less
-from models.lora import WithoutAdapters, has_adapters, merge_adapters
+from models.lora import WithoutAdapters, has_adapters, merge_adapters, merged_state
+from models.parallel import has_shards, loading_device, plain_class, rank, whole_state
 from models.snapshots import snapshot_folders
 
 TOKENIZER_FILES = (
@@ -42,7 +43,7 @@ def load_backbone(folder: Path, device: torch.device | str = "cpu", trainable: b
 def _ready(model: PreTrainedModel, device: torch.device | str, trainable: bool) -> PreTrainedModel:
     model.requires_grad_(trainable)
     keep_less(model)
-    nn.Module.to(model.eval(), device)
+    nn.Module.to(model.eval(), loading_device(device) if trainable else device)
     return model
 
 
@@ -55,9 +56,30 @@ def save_policy(model: nn.Module, parent: Path, out: Path) -> None:
     """Write weights, adapters merged into them, and config; tokenizer and template are the parent's, byte for byte, also of snapshots."""
     assert isinstance(model, PreTrainedModel)
     merge_adapters(model)
-    model.save_pretrained(out)
+    save_weights(model, out)
     for folder in (out, *snapshot_folders(out)):
         copy_tokenizer(parent, folder)
+
+
+def save_weights(model: PreTrainedModel, out: Path) -> None:
+    """Write weights and config. Those of a sharded model are gathered, all ranks helping, and the first rank writes them."""
+    if not has_shards(model):
+        model.save_pretrained(out)
+        return
+    state = merged_state(model, whole_state(model))
+    if rank() == 0:
+        _plain(model, state).save_pretrained(out)
+
+
+def _plain(model: PreTrainedModel, state: dict[str, Tensor]) -> PreTrainedModel:
+    """A model in one piece that takes these weights for its own."""
+    with torch.device("meta"):
+        plain = plain_class(model)(model.config)
+    plain.load_state_dict(state, strict=False, assign=True)  # not strict: a tied head comes with the embedding
+    plain.tie_weights()
+    if hasattr(model, "generation_config"):  # a backbone has none
+        plain.generation_config = model.generation_config
+    return plain
 
 
 def copy_tokenizer(parent: Path, out: Path) -> None:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from data.packing import Group, Packed, pack, split_by_tokens
 from models.attention import PackedLayout
+from models.parallel import in_forward, spread
 from models.vocabulary_head import head_logps
 
 NO_MASK = torch.ones(1, 1, 1, 1, dtype=torch.bool)  # a ready 4-D mask: transformers builds none of its own
@@ -41,8 +42,12 @@ def token_logps(policy: PreTrainedModel, packed: Packed, temperature: float = 1.
     Returns:
         ``logp_S`` and ``entropy_S`` in nats, both differentiable; where the entropy is only read, its gradient costs nothing.
     """
-    hidden_SE = hidden_states(policy.base_model, packed)[packed.source_S]
-    return head_logps(hidden_SE, head_weight(policy), packed.target_S, temperature)
+
+    def scored() -> tuple[Tensor, Tensor]:
+        hidden_SE = hidden_states(policy.base_model, packed)[packed.source_S]
+        return head_logps(hidden_SE, head_weight(policy), packed.target_S, temperature)
+
+    return in_forward(policy, scored)
 
 
 def head_weight(policy: PreTrainedModel) -> Tensor:
@@ -55,9 +60,9 @@ def head_weight(policy: PreTrainedModel) -> Tensor:
 @torch.no_grad()
 def sequence_logps(policy: PreTrainedModel, groups: Sequence[Group], max_tokens: int) -> Tensor:
     """Summed log-probability of every completion, in their order: ``[C]``, nats."""
-    parts = []
-    for part in split_by_tokens(groups, max_tokens):
+
+    def sums(part: list[Group]) -> Tensor:
         packed = pack(part).to(policy.device)
-        logp_S, _ = token_logps(policy, packed)
-        parts.append(packed.sum_by_completion(logp_S).cpu())
-    return torch.cat(parts)
+        return packed.sum_by_completion(token_logps(policy, packed)[0]).cpu()
+
+    return torch.cat(spread(policy, split_by_tokens(groups, max_tokens), sums))

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from models.configs.lora import LoraSettings
+from models.parallel import has_shards
 from models.seeds import derive_seed
 
 ADAPTER = "default"
@@ -70,19 +71,36 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def merge_adapters(model: nn.Module) -> None:
-    """W + (alpha / rank) B A in place of each adapted layer, added in float32 and rounded once; nothing where there are none."""
-    for name, layer in _adapted(model):
+    """W + (alpha / rank) B A in place of each adapted layer, added in float32 and rounded once; nothing where there are none.
+
+    Nor where the weights are sharded: ``merged_state`` does it when they are gathered.
+    """
+    for name, layer in () if has_shards(model) else _adapted(model):
         weight = layer.base_layer.weight
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        b, a = (matrix[ADAPTER].weight.to(wide) for matrix in (layer.lora_B, layer.lora_A))
-        weight.copy_(weight.to(wide) + layer.scaling[ADAPTER] * b @ a)
+        weight.copy_(_merged(weight, layer.lora_B[ADAPTER].weight, layer.lora_A[ADAPTER].weight, layer.scaling[ADAPTER]))
         model.set_submodule(name, layer.base_layer)
+
+
+def _merged(weight: Tensor, b: Tensor, a: Tensor, scaling: float) -> Tensor:
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    return weight.to(wide) + scaling * b.to(wide) @ a.to(wide)
+
+
+def merged_state(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of an adapted model, by name, as those of the model that ``merge_adapters`` makes of it."""
+    merged = dict(state)
+    for name, layer in _adapted(model) if state else ():
+        weight, b, a = (merged.pop(f"{name}.{part}.weight") for part in ("base_layer", f"lora_B.{ADAPTER}", f"lora_A.{ADAPTER}"))
+        merged[f"{name}.weight"] = _merged(weight, b, a, layer.scaling[ADAPTER]).to(weight.dtype)
+        if f"{name}.base_layer.bias" in merged:
+            merged[f"{name}.bias"] = merged.pop(f"{name}.base_layer.bias")
+    return merged
 
 
 @contextmanager
 def adapters_merged(model: nn.Module) -> Iterator[None]:
     """Inside, the model is what ``merge_adapters`` makes of it; afterwards it has its weights and its adapters back, bit for bit."""
-    layers = _adapted(model)
+    layers = [] if has_shards(model) else _adapted(model)
     weights = [layer.base_layer.weight.detach().clone() for _, layer in layers]
     merge_adapters(model)
     try:

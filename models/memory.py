@@ -19,6 +19,7 @@ from models.configs.nash_md import NashMDConfig
 from models.configs.online_dpo import OnlineDPOConfig
 from models.configs.online_rejection_sampling import OnlineRejectionSamplingConfig
 from models.configs.overoptimisation import OveroptimisationConfig
+from models.configs.parallel import ParallelConfig
 from models.configs.ppo import PPOConfig
 from models.configs.reinforce import ActorCriticConfig, OneUpdateConfig
 from models.configs.rejection_sampling import RejectionSamplingConfig
@@ -70,13 +71,14 @@ class BytesPerParameter:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes by what they are for."""
+    """Bytes by what they are for, of all ranks together where several share a model."""
 
     weights: int
     gradients: int
     optimiser: int
     activations: int = 0
     kv_cache: int = 0  # with the distributions that are sampled from
+    ranks: int = 1
 
     @property
     def models(self) -> int:
@@ -86,7 +88,12 @@ class Memory:
     @property
     def total(self) -> int:
         """The most at once, the process itself included: sampling is over before training begins."""
-        return PROCESS_BYTES + self.models + max(self.activations, self.kv_cache)
+        return self.ranks * PROCESS_BYTES + self.models + max(self.activations, self.kv_cache)
+
+    @property
+    def per_rank(self) -> int:
+        """What each device must hold."""
+        return self.total // self.ranks
 
 
 def memory_of_models(parameters: int, trained: int, frozen: int, each: BytesPerParameter, adapters: int = 0) -> Memory:
@@ -180,14 +187,27 @@ def estimate(stage: str, config: BaseModel, shape: ModelShape, lengths: Lengths 
     lengths = lengths or Lengths()
     each = BytesPerParameter(weights=shape.weight_bytes, gradients=4, optimiser=8, masters=0 if shape.weight_bytes == 4 else 4)
     models = memory_of_models(shape.parameters, trained, frozen, each, _adapters(shape, config))
-    activations = _kept(shape, config, lengths) if trained else _one_layer(shape, getattr(config, "micro_batch_tokens", 0))
+    parallel = getattr(config, "parallel", None)
+    ranks = parallel.ranks if isinstance(parallel, ParallelConfig) else 1
+    activations = _kept(shape, config, lengths, ranks) if trained else _one_layer(shape, getattr(config, "micro_batch_tokens", 0))
+    # A loss over policy and critic keeps what both have computed until its backward pass.
+    at_once = max(1, trained) * activations + _head(shape, config, trained) + _gathered(shape, ranks)
     rounded_gradients = models.gradients // 4 * shape.weight_bytes if each.masters else 0  # they come as the activations go
     return replace(
         models,
-        # A loss over policy and critic keeps what both have computed until its backward pass.
-        activations=max(max(1, trained) * activations + _head(shape, config, trained), rounded_gradients),
+        activations=max(ranks * at_once, rounded_gradients),
         kv_cache=_cache(shape, config, lengths.prompt_tokens),
+        ranks=ranks,
     )
+
+
+def _gathered(shape: ModelShape, ranks: int) -> int:
+    """What a rank holds of weights that are not its own: embedding or head, two layers, and the gradients of one in float32."""
+    if ranks == 1:
+        return 0
+    head = shape.vocabulary * shape.hidden
+    layer = (shape.parameters - head) // shape.layers
+    return head * shape.weight_bytes + layer * (2 * shape.weight_bytes + 4)
 
 
 def snapshot_bytes(config: BaseModel, weight_bytes: int) -> int:
@@ -243,14 +263,14 @@ def _adapters(shape: ModelShape, config: BaseModel) -> int:
     return lora.rank * widths * shape.layers
 
 
-def _kept(shape: ModelShape, config: BaseModel, lengths: Lengths) -> int:
-    """Activations of a micro-batch; twice where an update has several of them.
+def _kept(shape: ModelShape, config: BaseModel, lengths: Lengths, ranks: int = 1) -> int:
+    """Activations of a micro-batch; twice where a rank's share of an update has several of them.
 
     Gradients and moments come to lie where the activations of the first were, so that those of the next take another place.
     """
     sequence_tokens = _sequence_tokens(config, lengths)
     groups = getattr(config, "batch_size", 0) or getattr(config, "prompts_per_iteration", 1) // getattr(config, "minibatches", 1)
-    micro, update = getattr(config, "micro_batch_tokens", 0), groups * sequence_tokens
+    micro, update = getattr(config, "micro_batch_tokens", 0), -(-groups * sequence_tokens // ranks)
     return _activations(shape, min(micro, update), sequence_tokens) * (2 if update > micro else 1)
 
 

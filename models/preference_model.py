@@ -16,13 +16,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from data.packing import Group, Packed, pack, split_by_tokens
-from models.loading import copy_tokenizer, load_backbone
+from models.heads import save_head
+from models.loading import copy_tokenizer, load_backbone, save_weights
 from models.logprobs import hidden_states
+from models.parallel import in_forward, spread
 from models.seeds import derive_seed
 
 HEAD_FILE = "preference_head.safetensors"
@@ -47,14 +49,13 @@ class PreferenceModel(nn.Module):
 
     def read(self, packed: Packed) -> Tensor:
         """What is known of each completion, read at its last token: ``[C, W]``, float32."""
-        hidden_CE = hidden_states(self.backbone, packed)[packed.last_C]
-        return self.head(hidden_CE.to(self.head.weight.dtype))
+        return in_forward(self, lambda: self.head(hidden_states(self.backbone, packed)[packed.last_C].to(self.head.weight.dtype)))
 
     @torch.no_grad()
     def embed(self, groups: Sequence[Group], max_tokens: int) -> Tensor:
         """``read`` of every completion of every group, in their order: ``[C, W]``."""
         device = self.head.weight.device
-        return torch.cat([self.read(pack(part).to(device)) for part in split_by_tokens(groups, max_tokens)])
+        return torch.cat(spread(self, split_by_tokens(groups, max_tokens), lambda part: self.read(pack(part).to(device))))
 
     def matrices(self, groups: Sequence[Group], max_tokens: int) -> list[Tensor]:
         """Of each group the probability that its i-th completion beats its j-th: ``[G, G]`` each, 1/2 on the diagonal."""
@@ -99,8 +100,8 @@ def new_preference_model(folder: Path, planes: int, seed: int, device: torch.dev
 
 def save_preference_model(model: PreferenceModel, parent: Path, out: Path) -> None:
     """Backbone, head, and the tokenizer with its chat template."""
-    model.backbone.save_pretrained(out)
-    save_file({name: t.contiguous() for name, t in model.head.state_dict().items()}, out / HEAD_FILE)
+    save_weights(model.backbone, out)
+    save_head(model.head, out / HEAD_FILE)
     (out / SHAPE_FILE).write_text(json.dumps({"planes": model.planes}), encoding="utf-8")
     copy_tokenizer(parent, out)
 

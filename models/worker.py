@@ -53,8 +53,12 @@ def main(spec_path: Path, parent: int) -> int:
     enter_process(spec, parent)
     run = Run(Path(spec["out"]), Path(spec["checkpoints"]), spec["stage_key"], spec["micro_batch_scale"])
     signal.signal(signal.SIGTERM, run.on_sigterm)
+    from models.ranks import lead, ranks_of  # which stands on this module
+
     try:
         with sole_owner(run.checkpoints), accounted(run.checkpoints):
+            if ranks_of(spec["config"]) > 1:
+                return lead(spec_path, spec)
             meta = execute(spec, run)
             run.close()
             write_atomic(spec_path.with_name("result.json"), json.dumps({"meta": meta, "resumed_step": run.resumed_step}))

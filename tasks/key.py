@@ -42,7 +42,7 @@ CARRIERS = (
     *(f"tasks.{name}" for name in ("store", "key", "cache", "locks", "device", "stage", "plan", "process", "home", "registry", "report")),
     *(f"tasks.{name}" for name in ("tracking", "tracked", "recorder", "journal", "owner", "provenance")),
     *(f"tasks.{name}" for name in ("claims", "slot", "watch", "cancellation")),
-    *(f"models.{name}" for name in ("run", "worker", "zygote", "marked", "source", "spending")),
+    *(f"models.{name}" for name in ("run", "worker", "ranks", "zygote", "marked", "source", "spending")),
 )
 # Libraries that cannot change a number, and libraries whose numbers are made by another that our code does not import itself.
 NEUTRAL = {"prefect", "mlflow", "pydantic", "typer", "rich"}

@@ -32,6 +32,7 @@ from prefect.logging import get_logger, get_run_logger
 from pydantic import BaseModel
 
 from models.memory import available_bytes, estimate, lengths_of, shape_of, snapshot_bytes, stored_bytes
+from models.ranks import ranks_here
 from models.run import Run, write_atomic
 from models.spending import FILE as COST_FILE
 from models.spending import accounted
@@ -214,11 +215,16 @@ class StageContext:
 
     def _run_process(self, config: BaseModel, seed: int | None, inputs: dict[str, Any], staging: Path) -> Result:
         stage = self.call.stage
-        slot = device_slot(self.store, self._say_waiting) if stage.device else nullcontext({})
+        slot = device_slot(self.store, self._say_waiting, count=self._devices) if stage.device else nullcontext({})
         with slot as device:
             self._require_memory()
             tell(Progress(self.label, "running"))
             return run_process(self._spec(config, seed, inputs, staging, device), staging, self.label, stage.limits, self.log)
+
+    @property
+    def _devices(self) -> int:
+        """On this machine, one for each rank."""
+        return ranks_here(self.call.config.model_dump())
 
     def _say_waiting(self, what: str) -> None:
         self.log(f"{self.label} waits for {what}")

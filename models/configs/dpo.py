@@ -8,6 +8,7 @@ from models.configs.base import StageConfig
 from models.configs.checkpointing import CheckpointConfig
 from models.configs.lora import LoraSettings
 from models.configs.optimisation import OptimConfig
+from models.configs.parallel import ParallelConfig
 
 DEFAULT_ALPHA = 0.5
 
@@ -89,6 +90,7 @@ class DPOConfig(PairLossConfig):
     )
     lora: LoraSettings = Field(default_factory=LoraSettings, description="Low-rank adapters instead of all weights.")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="What to save for resume, and to keep of the way.")
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig, description="Several processes for one model.")
 
     @model_validator(mode="after")
     def _ties(self) -> "DPOConfig":

@@ -5,6 +5,7 @@ from pydantic import Field
 from models.configs.base import StageConfig
 from models.configs.checkpointing import CheckpointConfig
 from models.configs.optimisation import OptimConfig
+from models.configs.parallel import ParallelConfig
 
 
 class KWiseDPOConfig(StageConfig):
@@ -20,3 +21,4 @@ class KWiseDPOConfig(StageConfig):
         default=2048, ge=8, description="Rankings longer than this, in tokens with all completions, are left out and counted."
     )
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="What to save for resume, and to keep of the way.")
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig, description="Several processes for one model.")

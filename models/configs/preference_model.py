@@ -5,6 +5,7 @@ from pydantic import Field
 from models.configs.base import StageConfig
 from models.configs.checkpointing import ResumeConfig
 from models.configs.optimisation import OptimConfig
+from models.configs.parallel import ParallelConfig
 
 
 class PreferenceModelConfig(StageConfig):
@@ -20,3 +21,4 @@ class PreferenceModelConfig(StageConfig):
         default=1024, ge=8, description="Pairs longer than this, in tokens with both completions, are left out and counted."
     )
     checkpoint: ResumeConfig = Field(default_factory=ResumeConfig, description="How often to save for resume.")
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig, description="Several processes for one model.")

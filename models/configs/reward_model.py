@@ -8,6 +8,7 @@ from models.configs.base import StageConfig
 from models.configs.checkpointing import ResumeConfig
 from models.configs.lora import LoraSettings
 from models.configs.optimisation import OptimConfig
+from models.configs.parallel import ParallelConfig
 
 
 class RewardModelConfig(StageConfig):
@@ -47,6 +48,7 @@ class RewardModelConfig(StageConfig):
     )
     lora: LoraSettings = Field(default_factory=LoraSettings, description="Low-rank adapters instead of all weights of the backbone.")
     checkpoint: ResumeConfig = Field(default_factory=ResumeConfig, description="How often to save for resume.")
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig, description="Several processes for one model.")
 
     @model_validator(mode="after")
     def _whole_completions(self) -> "RewardModelConfig":

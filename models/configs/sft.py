@@ -8,6 +8,7 @@ from models.configs.base import StageConfig
 from models.configs.checkpointing import CheckpointConfig
 from models.configs.lora import LoraSettings
 from models.configs.optimisation import OptimConfig
+from models.configs.parallel import ParallelConfig
 
 
 class SFTConfig(StageConfig):
@@ -26,3 +27,4 @@ class SFTConfig(StageConfig):
     max_tokens: int = Field(default=2048, ge=8, description="Demonstrations longer than this, in tokens, are left out and counted.")
     lora: LoraSettings = Field(default_factory=LoraSettings, description="Low-rank adapters instead of all weights.")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="What to save for resume, and to keep of the way.")
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig, description="Several processes for one model.")

@@ -1,40 +1,49 @@
 """Checkpoints that are either whole or not there: safetensors and JSON, published by one rename, refused when torn or foreign.
 
 <stage key folder>/step-000040/{tensors.safetensors, state.json, manifest.json}
+
+Of several ranks each writes its own tensors (models/training/pieces.py); the first publishes them when all are there.
 """
 
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data.files import fsync, sha256_of
+from models.parallel import barrier, first_rank_says, rank
 from models.run import Run
+from models.training.pieces import Piece, Saved, write_tensors
 
 MANIFEST_FILE = "manifest.json"
 
 
-def save_checkpoint(run: Run, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+def save_checkpoint(run: Run, step: int, tensors: Mapping[str, Tensor | Piece], state: dict[str, Any]) -> None:
     """Write the checkpoint of ``step`` and drop older ones. A kill at any moment leaves the older or the newer one whole."""
     run.sync()
     target = run.checkpoints / f"step-{step:06d}"
-    if target.exists():
+    if first_rank_says(target.exists):
         return
     part = run.checkpoints / f".part-{step:06d}"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    save_file({name: t.contiguous() for name, t in tensors.items()}, part / "tensors.safetensors")
+    if rank() == 0:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+    barrier()
+    write_tensors(part, tensors)
     run.failpoint("save")
-    (part / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    publish(run, part, target, step)
+    if rank() == 0:
+        (part / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        publish(run, part, target, step)
     run.failpoint("saved")
-    for old in _checkpoints(run):
-        if old != target:
-            shutil.rmtree(old)
+    if rank() == 0:
+        for old in _checkpoints(run):
+            if old != target:
+                shutil.rmtree(old)
+    barrier()
 
 
 def publish(run: Run, part: Path, target: Path, step: int) -> None:
@@ -48,15 +57,25 @@ def publish(run: Run, part: Path, target: Path, step: int) -> None:
     fsync(target.parent)
 
 
-def load_checkpoint(run: Run) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
-    """The newest whole checkpoint of this stage key as (step, tensors, state), or None. Others are named in the log and removed."""
+def load_checkpoint(run: Run) -> tuple[int, Saved, dict[str, Any]] | None:
+    """The newest whole checkpoint of this stage key as (step, tensors, state), or None. Others are named in the log and removed.
+
+    It may have been written by another number of ranks.
+    """
+    step = first_rank_says(lambda: _newest_whole(run))
+    if step is None:
+        return None
+    folder = run.checkpoints / f"step-{step:06d}"
+    return step, Saved(folder), json.loads((folder / "state.json").read_text(encoding="utf-8"))
+
+
+def _newest_whole(run: Run) -> int | None:
     for stale in run.checkpoints.glob(".part-*"):
         shutil.rmtree(stale)
     for folder in sorted(_checkpoints(run), reverse=True):
         problem = problem_of(folder, run.stage_key)
         if problem is None:
-            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-            return int(folder.name.removeprefix("step-")), load_file(folder / "tensors.safetensors"), state
+            return int(folder.name.removeprefix("step-"))
         run.log(f"checkpoint {folder.name} is refused: {problem}")
         shutil.rmtree(folder)
     return None
@@ -64,8 +83,9 @@ def load_checkpoint(run: Run) -> tuple[int, dict[str, Tensor], dict[str, Any]] |
 
 def drop_checkpoints(run: Run) -> None:
     """Remove all checkpoints: they cannot be resumed from."""
-    for folder in _checkpoints(run):
+    for folder in _checkpoints(run) if rank() == 0 else ():
         shutil.rmtree(folder)
+    barrier()
 
 
 def _checkpoints(run: Run) -> list[Path]:

@@ -1,12 +1,15 @@
 """The one training loop. An algorithm brings its batches and its loss; everything that all of them share is here, once:
 
 accumulation over micro-batches, clipping, the schedule, finite checks, checkpoints, exact resume, reports.
+
+Several ranks run this loop in step, each on its share of the micro-batches. What decides (losses, norms, a wish to stop, the clock) is
+agreed on by all of them, so that all skip, save and stop at the same update.
 """
 
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +19,11 @@ from torch import Tensor
 
 from models.configs.checkpointing import ResumeConfig
 from models.losses.sums import Sums, merge
+from models.parallel import first_rank_says, gather, merged_sums, own_share, ranks
 from models.run import Run, Stopped
 from models.training.checkpoint import drop_checkpoints, load_checkpoint, save_checkpoint
 from models.training.optimiser import Trainee, rate_share
+from models.training.pieces import Piece
 from models.training.snapshots import Snapshots
 
 MAX_SKIPPED_IN_A_ROW = 3
@@ -52,7 +57,7 @@ class Algorithm:
         """Metrics of the update that are not sums over micro-batches."""
         return {}
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self) -> tuple[Mapping[str, Tensor | Piece], dict[str, Any]]:
         """What has to survive a kill beyond weights and optimiser: rollout buffers, controllers, baselines."""
         return {}, {}
 
@@ -93,13 +98,19 @@ def fit(run: Run, algorithm: Algorithm, trainees: dict[str, Trainee], updates: i
         snapshots.keep(loop.update)  # before the checkpoint, which counts on it
         due = checkpointing.every_s and time.monotonic() - saved_at > checkpointing.every_s
         due = due or (checkpointing.every_updates and loop.update % checkpointing.every_updates == 0)
-        if run.stopping or (due and loop.update < updates):
+        stopping, due = _any_rank(run.stopping, bool(due))
+        if stopping or (due and loop.update < updates):
             _save(run, algorithm, trainees, loop)
             saved_at = time.monotonic()
-        if run.stopping:
+        if stopping:
             raise Stopped
     snapshots.hand_over()
     return loop
+
+
+def _any_rank(*flags: bool) -> list[bool]:
+    """Each flag as all ranks see it: up if it is up on any of them, so that all do the same."""
+    return [any(column) for column in zip(*gather(flags), strict=True)]
 
 
 def _rates(metrics: dict[str, float], spent: Counter[str]) -> dict[str, float]:
@@ -120,15 +131,15 @@ def update_once(run: Run, algorithm: Algorithm, trainees: dict[str, Trainee], lo
     batches = algorithm.batches(loop.update)
     prepared = time.monotonic()
     parts: list[Sums] = []
-    for batch in batches:
+    for batch, counts in own_share(batches):
         loss, sums = algorithm.loss(batch)
-        loss.backward()
-        parts.append(sums)
+        (loss if counts else 0 * loss).backward()
+        parts += [sums] if counts else []
         for trainee in trainees.values():
             trainee.accumulate()
     run.failpoint("step")
     norms = {name: trainee.grad_norm() for name, trainee in trainees.items()}
-    metrics = merge(parts)
+    metrics = merge(merged_sums(parts))
     healthy = bool(batches) and all(math.isfinite(x) for x in (*norms.values(), metrics.get("train/loss", 0.0)))
     shares = _apply(trainees, norms, loop, updates) if healthy else _skip(run, trainees, loop, metrics, norms, bool(batches))
     for name, trainee in trainees.items():
@@ -181,7 +192,7 @@ def _skip(
 
 def _save(run: Run, algorithm: Algorithm, trainees: dict[str, Trainee], loop: Loop) -> None:
     extra, state = algorithm.state()
-    tensors = {f"algorithm/{name}": t for name, t in extra.items()}
+    tensors: dict[str, Tensor | Piece] = {f"algorithm/{name}": t for name, t in extra.items()}
     for name, trainee in trainees.items():
         tensors |= {f"{name}/{key}": t for key, t in trainee.state().items()}
     tensors["torch_rng"] = torch.get_rng_state()
@@ -193,18 +204,18 @@ def _resume(run: Run, algorithm: Algorithm, trainees: dict[str, Trainee], snapsh
     if found is None:
         return Loop()
     step, tensors, state = found
-    for problem in snapshots.lost(step):
+    for problem in first_rank_says(lambda: snapshots.lost(step)):
         run.log(f"{problem}; starting again from the first update")
         drop_checkpoints(run)
         return Loop()
     run.rewind(step)
     for name, trainee in trainees.items():
-        trainee.load_state(_under(tensors, f"{name}/"))
+        trainee.load_state(tensors.under(f"{name}/"))
     torch.set_rng_state(tensors["torch_rng"])
-    algorithm.load_state(_under(tensors, "algorithm/"), state["algorithm"])
-    run.log(f"resumed after update {step}")
+    algorithm.load_state(dict(tensors.under("algorithm/")), state["algorithm"])
+    run.log(f"resumed after update {step}" + _resharding(tensors.written_by))
     return Loop(**state["loop"])
 
 
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+def _resharding(written_by: int) -> str:
+    return "" if written_by == ranks() else f", which {written_by} ranks had saved and {ranks()} go on from: equal up to rounding"

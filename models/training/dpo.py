@@ -15,6 +15,7 @@ from models.logprobs import sequence_logps, token_logps
 from models.lora import add_adapters
 from models.losses.dpo import Side, dpo_loss
 from models.losses.sums import Sums
+from models.parallel import loading_device, shard
 from models.run import Run
 from models.training.core import fit
 from models.training.optimiser import Trainee
@@ -56,7 +57,7 @@ class PreferenceOptimisation(PairAlgorithm):
             return batch.packed.sum_by_completion(token_logps(self.reference.model, batch.packed)[0]).view(-1, 2)
         return None if self.ref_logp_P2 is None else self.ref_logp_P2[batch.index_P].to(batch.packed.input_ids_N.device)
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         return ({}, {}) if self.reference is None else self.reference.state()
 
     def load_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -72,9 +73,11 @@ def train(config: DPOConfig, *, policy: Path, preferences: Path, seed: int, run:
     pairs = read_pairs(preferences / "preferences.parquet", policy, config.max_tokens, run, ties=config.tie_threshold > 0)
     model = load_policy(policy, run.device, trainable=True)
     add_adapters(model, config.lora, seed)
+    shard(model, run.device)
     algorithm = PreferenceOptimisation(model, pairs, config, seed, run)
     if config.reference_sync_every:
-        reference = load_policy(policy, run.device)
+        reference = load_policy(policy, loading_device(run.device))
+        shard(reference, run.device)
         algorithm.reference = MovingReference(reference, model, config.reference_sync_every, config.reference_sync_share)
     elif config.has_reference:
         algorithm.ref_logp_P2 = sequence_logps(model, pairs.groups, algorithm.max_tokens).view(-1, 2)

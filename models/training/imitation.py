@@ -6,13 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
-from data.packing import Group, Packed, pack, split_by_tokens
+from data.packing import Group, Packed, pack
 from models.configs.sft import SFTConfig
 from models.loading import load_policy, save_policy
 from models.logprobs import token_logps
 from models.lora import add_adapters
 from models.losses.sft import sft_loss
 from models.losses.sums import Sums, mean_of
+from models.parallel import micro_batches, shard
 from models.run import Run
 from models.training.core import Algorithm, fit
 from models.training.optimiser import Trainee
@@ -40,7 +41,7 @@ class Imitation(Algorithm):
 
     def cut(self, chosen: list[Group]) -> list[Batch]:
         """The groups of an update as micro-batches."""
-        packs = [pack(part).to(self.policy.device) for part in split_by_tokens(chosen, self.max_tokens)]
+        packs = [pack(part).to(self.policy.device) for part in micro_batches(chosen, self.max_tokens)]
         tokens = sum(len(p.target_S) for p in packs)
         return [Batch(p, tokens, len(chosen)) for p in packs]
 
@@ -55,6 +56,7 @@ def imitate(config: SFTConfig, parent: Path, groups: list[Group], seed: int, run
     """Train the policy in ``parent`` on ``groups`` and write it to ``run.out``."""
     policy = load_policy(parent, run.device, trainable=True)
     add_adapters(policy, config.lora, seed)
+    shard(policy, run.device)
     updates = updates_for(len(groups), config.batch_size, config.epochs, config.max_updates)
     algorithm = Imitation(policy, groups, config, seed, run.micro_batch_scale)
     loop = fit(run, algorithm, {"policy": Trainee(policy, config.optim)}, updates, config.checkpoint)

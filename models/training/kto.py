@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.packing import Group, Packed, pack, split_by_tokens
+from data.packing import Group, Packed, pack
 from data.records import Label
 from data.tables import read_table
 from data.templates import load_tokenizer, render_prompt
@@ -20,6 +20,7 @@ from models.loading import load_policy, save_policy
 from models.logprobs import sequence_logps, token_logps
 from models.losses.kto import kto_loss, reference_point
 from models.losses.sums import Sums
+from models.parallel import micro_batches, shard
 from models.rendering import completion_ids, drop_long
 from models.run import Run
 from models.training.core import Algorithm, fit
@@ -77,7 +78,7 @@ class KahnemanTversky(Algorithm):
         kl_nats = reference_point(logp_B, self.mismatched_ref_logp_UB[update])
         chosen = self.chosen(update)
         batches, begin = [], 0
-        for part in split_by_tokens([self.labels.groups[i] for i in chosen], self.max_tokens):
+        for part in micro_batches([self.labels.groups[i] for i in chosen], self.max_tokens):
             index_C = torch.tensor(chosen[begin : begin + len(part)])
             batches.append(Batch(pack(part).to(self.policy.device), index_C, len(chosen), kl_nats))
             begin += len(part)
@@ -129,6 +130,7 @@ def train(config: KTOConfig, *, policy: Path, labels: Path, seed: int, run: Run)
     """
     labelled = read_labels(labels / "labels.parquet", policy, config.max_tokens, run)
     model = load_policy(policy, run.device, trainable=True)
+    shard(model, run.device)
     updates = updates_for(len(labelled.groups), config.batch_size, config.epochs, config.max_updates)
     algorithm = KahnemanTversky(model, labelled, config, seed, run)
     algorithm.freeze_reference(updates)

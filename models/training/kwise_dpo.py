@@ -14,6 +14,7 @@ from models.loading import load_policy, save_policy
 from models.logprobs import sequence_logps, token_logps
 from models.losses.rankings import k_wise_loss
 from models.losses.sums import Sums, mean_of
+from models.parallel import shard
 from models.run import Run
 from models.training.core import fit
 from models.training.optimiser import Trainee
@@ -52,6 +53,7 @@ def train(config: KWiseDPOConfig, *, policy: Path, preferences: Path, seed: int,
     """
     rankings = read_rankings(preferences, policy, config.max_tokens, run)
     model = load_policy(policy, run.device, trainable=True)
+    shard(model, run.device)
     ref_logp_C = sequence_logps(model, rankings.groups, int(config.micro_batch_tokens * run.micro_batch_scale))
     updates = updates_for(len(rankings.groups), config.batch_size, config.epochs, config.max_updates)
     algorithm = KWisePreferenceOptimisation(model, rankings, ref_logp_C, config, seed, run)

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from data.groups import pair_group
-from data.packing import Group, Packed, pack, split_by_tokens
+from data.packing import Group, Packed, pack
 from data.records import Preference, Tie
 from data.tables import read_table
 from data.templates import load_tokenizer
+from models.parallel import micro_batches
 from models.rendering import drop_long
 from models.run import Run
 from models.training.core import Algorithm
@@ -81,7 +82,7 @@ class PairAlgorithm(Algorithm):
     def batches(self, update: int) -> list[Batch]:
         chosen = batch_indices(len(self.pairs.groups), self.batch_size, update, self.seed, self.tag)
         batches, begin = [], 0
-        for part in split_by_tokens([self.pairs.groups[i] for i in chosen], self.max_tokens):
+        for part in micro_batches([self.pairs.groups[i] for i in chosen], self.max_tokens):
             index_P = torch.tensor(chosen[begin : begin + len(part)])
             batches.append(Batch(pack(part).to(self.device), index_P, len(chosen)))
             begin += len(part)

@@ -14,6 +14,7 @@ from models.calibration import REPORT_FILE, calibration_metrics, judge_probabili
 from models.configs.preference_model import PreferenceModelConfig
 from models.losses.preference_model import preference_loss
 from models.losses.sums import Sums
+from models.parallel import shard
 from models.preference_model import PreferenceModel, advantage, new_preference_model, save_preference_model
 from models.preflight import check_completions_end
 from models.rendering import eos_ids
@@ -41,6 +42,7 @@ def train(config: PreferenceModelConfig, *, policy: Path, preferences: Path, see
     pairs = read_pairs(preferences / "preferences.parquet", policy, config.max_tokens, run)
     check_completions_end(pairs.groups, eos_ids(policy, load_tokenizer(policy)))
     model = new_preference_model(policy, config.planes, seed, run.device)
+    shard(model, run.device)
     updates = updates_for(len(pairs.groups), config.batch_size, config.epochs, config.max_updates)
     algorithm = TwoArgumentPreference(model, pairs, config, seed, run)
     loop = fit(run, algorithm, {"model": Trainee(model, config.optim)}, updates, config.checkpoint)

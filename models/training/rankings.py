@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.packing import Group, Packed, pack, split_by_tokens
+from data.packing import Group, Packed, pack
 from data.records import Preference, Ranking, normalised_text
 from data.tables import read_table
 from data.templates import load_tokenizer
 from models.held_out import TABLES
+from models.parallel import micro_batches
 from models.rendering import drop_long, ranking_group
 from models.run import Run
 from models.training.core import Algorithm
@@ -131,7 +132,7 @@ class RankingAlgorithm(Algorithm):
     def batches(self, update: int) -> list[RankedBatch]:
         chosen = batch_indices(len(self.rankings.groups), self.batch_size, update, self.seed, self.tag)
         batches, begin = [], 0
-        for part in split_by_tokens([self.rankings.groups[i] for i in chosen], self.max_tokens):
+        for part in micro_batches([self.rankings.groups[i] for i in chosen], self.max_tokens):
             batches.append(self._batch(chosen[begin : begin + len(part)], len(chosen)))
             begin += len(part)
         return batches

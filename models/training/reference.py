@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from models.parallel import local
+from models.training.pieces import own_rows, piece_of
+
 
 class MovingReference:
     """ref <- share * policy + (1 - share) * ref, every ``every`` steps; 0 = never. With share 1 it is a copy of the policy.
@@ -19,7 +22,7 @@ class MovingReference:
     def __init__(self, model: PreTrainedModel, policy: PreTrainedModel, every: int, share: float):
         self.model, self.policy, self.every, self.share = model, policy, every, share
         self.moved_at = 0
-        self.weights = {name: p.detach().to(torch.promote_types(p.dtype, torch.float32)) for name, p in model.named_parameters()}
+        self.weights = {n: local(p).detach().to(torch.promote_types(p.dtype, torch.float32)) for n, p in model.named_parameters()}
 
     @torch.no_grad()
     def follow(self, step: int) -> None:
@@ -29,17 +32,19 @@ class MovingReference:
         self.moved_at = step
         learned = dict(self.policy.named_parameters())
         for name, weight in self.weights.items():
-            weight.lerp_(learned[name].to(weight.dtype), self.share)
+            weight.lerp_(local(learned[name]).to(weight.dtype), self.share)
         self._publish()
 
     def _publish(self) -> None:
         for name, p in self.model.named_parameters():
-            if self.weights[name].data_ptr() != p.data_ptr():
-                p.copy_(self.weights[name])
+            if self.weights[name].data_ptr() != local(p).data_ptr():
+                local(p).copy_(self.weights[name])
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Weights and the last move, for a checkpoint; a reference that never moves has none."""
-        return (self.weights, {"moved_at": self.moved_at}) if self.every else ({}, {})
+    def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Weights (of a sharded reference this rank's pieces) and the last move, for a checkpoint; one that never moves has none."""
+        if not self.every:
+            return {}, {}
+        return {n: piece_of(p, self.weights[n]) for n, p in self.model.named_parameters()}, {"moved_at": self.moved_at}
 
     @torch.no_grad()
     def load_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -47,6 +52,6 @@ class MovingReference:
         if not self.every:
             return
         self.moved_at = state["moved_at"]
-        for name, weight in self.weights.items():
-            weight.copy_(tensors[name])
+        for name, p in self.model.named_parameters():
+            self.weights[name].copy_(own_rows(p, tensors, name))
         self._publish()

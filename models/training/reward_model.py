@@ -26,6 +26,7 @@ from models.losses.guidance import prefix_bradley_terry_loss
 from models.losses.rankings import centring_penalty, k_wise_loss
 from models.losses.reward_model import bradley_terry_loss, tie_aware_loss
 from models.losses.sums import Sums, mean_of
+from models.parallel import shard
 from models.preflight import check_completions_end
 from models.rendering import eos_ids
 from models.rewards import score_groups
@@ -115,6 +116,7 @@ def train(config: RewardModelConfig, *, policy: Path, preferences: Path, seed: i
         require_apart(preferences)
     model = new_scalar(policy, seed, run.device)
     add_adapters(model.backbone, config.lora, seed)
+    shard(model, run.device)
     algorithm, groups, comparisons = _algorithm(config, model, policy, preferences, seed, run)
     check_completions_end(groups, eos_ids(policy, load_tokenizer(policy)))
     updates = updates_for(len(groups), config.batch_size, config.epochs, config.max_updates)

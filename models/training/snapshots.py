@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from models.configs.checkpointing import CheckpointConfig, ResumeConfig
+from models.loading import save_weights
 from models.lora import adapters_merged
+from models.parallel import rank
 from models.run import Run
 from models.snapshots import snapshot_folder, write_index
 from models.training.checkpoint import MANIFEST_FILE, problem_of, publish
@@ -42,13 +44,15 @@ class Snapshots:
             return
         target = snapshot_folder(self.run.checkpoints, update)
         part = target.with_name(f".part-{target.name}")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
+        if rank() == 0:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
         with adapters_merged(self.policy):
-            self.policy.save_pretrained(part)
+            save_weights(self.policy, part)
         self.run.failpoint("snapshot")
-        shutil.rmtree(target, ignore_errors=True)  # of an attempt that got further than its last checkpoint
-        publish(self.run, part, target, update)
+        if rank() == 0:
+            shutil.rmtree(target, ignore_errors=True)  # of an attempt that got further than its last checkpoint
+            publish(self.run, part, target, update)
         self.run.failpoint("snapshotted")
 
     def lost(self, step: int) -> list[str]:
@@ -59,7 +63,7 @@ class Snapshots:
 
     def hand_over(self) -> None:
         """Put all of them into the artifact. They stay where they were too: this attempt may die before the artifact is there."""
-        if not self.steps:
+        if not self.steps or rank():
             return
         for step in self.steps:
             source, target = (snapshot_folder(folder, step) for folder in (self.run.checkpoints, self.run.out))

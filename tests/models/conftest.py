@@ -266,6 +266,7 @@ class StageProcess:
         self.checkpoints.mkdir(parents=True)
         (folder / "interrupted.py").write_text(INTERRUPTED)
         self.attempts = 0
+        self.environment: dict[str, str] = {}
 
     def run(self, failpoint: str = "", entry: str = "", config: Mapping[str, Any] | None = None) -> Result:
         """One attempt, to its end or to its failpoint."""
@@ -286,7 +287,7 @@ class StageProcess:
             "root": str(self.folder),
             "runnable": ["models", "interrupted"],
             "folder": str(self.folder),
-            "environment": {"POSTTRAIN_THREADS": "1", "POSTTRAIN_FAILPOINT": failpoint},
+            "environment": {"POSTTRAIN_THREADS": "1", "POSTTRAIN_FAILPOINT": failpoint, **self.environment},
             "sources": {},
         }
         return run_process(spec, job, entry or self.entry, Limits(), lambda line: None)

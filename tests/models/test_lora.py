@@ -230,6 +230,7 @@ def test_the_memory_estimate_knows_the_adapters(base: Path) -> None:
         "optimiser": 2 * 8,
         "activations": 0,
         "kv_cache": 0,
+        "ranks": 1,
     }
 
 
