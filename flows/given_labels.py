@@ -1,8 +1,8 @@
 """Labels of people of all labelling tasks, as files of pairs that curation reads: new ones, and those that the champion knew.
 
-    HOME/retrain/labels/DIGEST/labels.jsonl   every label, as the tasks have it: what the next retraining compares with
-    HOME/retrain/labels/DIGEST/new.jsonl      pairs, the majority of people deciding; an item with a new label is new, with all of its pairs
-    HOME/retrain/labels/DIGEST/old.jsonl      the other pairs
+HOME/retrain/labels/DIGEST/labels.jsonl   every label, as the tasks have it: what the next retraining compares with
+HOME/retrain/labels/DIGEST/new.jsonl      pairs, the majority of people deciding; an item with a new label is new, with all of its pairs
+HOME/retrain/labels/DIGEST/old.jsonl      the other pairs
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """An event in Prefect for every label that a person gives, so that an automation can start a retraining when enough are there.
 
-    event     posttrain.labels.given
-    resource  posttrain.labels.TASK
-    payload   labels: how many the task has; wanted: how many were asked for
+event     posttrain.labels.given
+resource  posttrain.labels.TASK
+payload   labels: how many the task has; wanted: how many were asked for
 """
 
 from __future__ import annotations

@@ -169,5 +169,3 @@ def test_every_label_is_an_event_that_the_trigger_is_for(home: Path) -> None:
     trigger = DeploymentEventTrigger.model_validate(OURS["triggers"][0])
     assert [event.event in trigger.expect for event in events] == [True] * 3
     assert {event.resource.id for event in events} == {f"posttrain.labels.{store.name}"}
-
-
