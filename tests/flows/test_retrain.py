@@ -22,7 +22,9 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, FlowRunFilterDeploymentId
 from prefect.client.schemas.objects import State
+from prefect.client.schemas.responses import SetStateStatus
 from prefect.client.schemas.schedules import CronSchedule
+from prefect.exceptions import Pause
 from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Scheduled
@@ -256,7 +258,8 @@ class Asked:
         with get_client(sync_client=True) as client:
             _wait_for(lambda: (state := client.read_flow_run(UUID(flow_run)).state) and state.is_paused())
             candidate = attempts.attempts(name)[-1].words.split()[5]
-            client.resume_flow_run(UUID(flow_run), run_input={"candidate": self.typed.format(candidate)})
+            given = {"candidate": self.typed.format(candidate)}
+            _wait_for(lambda: client.resume_flow_run(UUID(flow_run), run_input=given).status == SetStateStatus.ACCEPT)
 
 
 def _wait_for(condition: Callable[[], Any]) -> Any:
@@ -278,6 +281,24 @@ def test_a_person_types_the_name_of_the_candidate(world: World, name: str, typed
     assert last.accepted == bool(version)
     if not version:
         assert "was typed, and not wrong-" in last.reasons[0] and last.checks
+
+
+def test_a_suspended_run_goes_on_at_the_question(world: World) -> None:
+    """Nobody's process waits: a worker starts the run again after the answer."""
+    config = world.config("later", approval={"asked": True, "while_waiting": "suspend"})
+    with get_client(sync_client=True) as client:
+        made = client.create_deployment(client.create_flow(retrain), name="suspending")
+        own = client.create_flow_run_from_deployment(made).id
+        with pytest.raises(Pause):
+            start(config, own)
+        assert client.read_flow_run(own).state_name == "Suspended" and champion("later") == 0
+        known = len(runs())
+        waiting = run(config)  # the next slot: it neither trains nor asks again
+        assert waiting.name == "NothingNew" and "a person is asked for later-" in str(waiting.message)
+        candidate = attempts.attempts("later")[-1].words.split()[5]
+        client.resume_flow_run(own, run_input={"candidate": candidate})
+    assert start(config, own).name == "Promoted" and champion("later") == 1
+    assert len(runs()) == known + 1 and "sft" not in runs()[-1].stages  # nothing but the question, and the gate
 
 
 def test_silence_refuses(world: World) -> None:
