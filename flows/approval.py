@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import uuid
 from datetime import UTC, datetime
+from typing import cast
 
 from prefect.input import RunInput, keyset_from_paused_state
 from pydantic import Field
@@ -55,7 +56,7 @@ def _suspended(form: type[RunInput], name: str, left_s: int) -> str:
     run = provenance.flow_run()
     if run is None or run.deployment_id is None:
         raise ValueError("approval.while_waiting=suspend: this run has no deployment, so no worker could start it again; use pause")
-    return str(suspend_flow_run(wait_for_input=form, timeout=left_s, key=f"approve-{name}").candidate)
+    return _typed(suspend_flow_run(wait_for_input=form, timeout=left_s, key=f"approve-{name}"))
 
 
 def _paused(form: type[RunInput], name: str, left_s: int, until: datetime) -> str:
@@ -67,7 +68,7 @@ def _paused(form: type[RunInput], name: str, left_s: int, until: datetime) -> st
     assert run is not None, "a flow asks"
     state = PausedState(timeout_seconds=left_s, reschedule=False, pause_key=uuid.uuid4().hex)  # a key of its own: a retry asks again
     keys = keyset_from_paused_state(state)
-    state.state_details.run_input_keyset = keys
+    state.state_details.run_input_keyset = {str(part): key for part, key in keys.items()}
     with get_client(sync_client=True) as client:
         answered = client.set_flow_run_state(run.id, state)
         if answered.state is None or not answered.state.is_paused():
@@ -79,7 +80,11 @@ def _paused(form: type[RunInput], name: str, left_s: int, until: datetime) -> st
             _go_on(waiting)
             raise TimeoutError(f"nobody typed {name} by {until:%Y-%m-%d %H:%M} UTC")
         time.sleep(LOOK_EVERY_S)
-    return str(getattr(form.load(keys), "candidate"))  # noqa: B009 - the form's class is made when it is shown
+    return _typed(cast(RunInput, form.load(keys)))
+
+
+def _typed(form: RunInput) -> str:
+    return str(form.model_dump()["candidate"])
 
 
 def _go_on(waiting: Paused) -> None:

@@ -7,6 +7,7 @@ slot of the schedule -> what is new -> curate -> { sft, reward_model, dpo, grpo 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
@@ -27,7 +28,7 @@ from models.configs.grpo import GRPOConfig
 from models.configs.promotion import GateConfig
 from models.configs.retrain import ApprovalConfig, Method, NewsConfig, SlotConfig
 from models.configs.sft import SFTConfig
-from models.evidence import trained_prompts, training_tables
+from models.evidence import held_out_ids, trained_prompts, training_tables
 from tasks import attempts, decisions, provenance, registry
 from tasks.attempts import Attempt
 from tasks.base_model import base_model
@@ -89,7 +90,7 @@ class RetrainConfig(RewardFlowConfig):
         return self
 
     @property
-    def steps(self) -> list[str]:
+    def steps(self) -> Sequence[str]:
         """The stages of the method, in order."""
         return self.method.split("_")
 
@@ -200,7 +201,7 @@ def _require_unseen(data: Artifact) -> None:
     if current_plan() is not None:
         return
     folder = Store(home() / "store").path(data)
-    seen, held = trained_prompts(folder, training_tables(folder)), data.meta["rows"]["test_prompts"]
+    seen, held = trained_prompts(folder, training_tables(folder)), len(held_out_ids(folder))
     if seen:
         raise ValueError(f"{seen} of {held} held-out prompts are in the training tables of {data.digest[:12]}")
     _say(f"held-out prompts: {held}, none of them in a training table")

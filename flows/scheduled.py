@@ -58,7 +58,9 @@ def _newer(run: Any, at: datetime, name: str) -> datetime | None:
         return last.at
     due = FlowRunFilter(
         deployment_id=FlowRunFilterDeploymentId(any_=[run.deployment_id]),
-        expected_start_time=FlowRunFilterExpectedStartTime(after_=at + timedelta(seconds=1), before_=datetime.now(UTC)),
+        expected_start_time=FlowRunFilterExpectedStartTime.model_validate(
+            {"after_": at + timedelta(seconds=1), "before_": datetime.now(UTC)}
+        ),
     )
     with get_client(sync_client=True) as client:
         others = client.read_flow_runs(flow_run_filter=due)
