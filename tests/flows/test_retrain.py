@@ -201,8 +201,9 @@ def test_a_slot_that_two_schedules_ask_for_is_worked_on_once(world: World) -> No
 def test_new_rows_are_learned_beside_a_share_of_the_old_ones(world: World) -> None:
     world.write("train.jsonl", rows(48, 60))
     world.write("train-more.jsonl", [*rows(60, 70), *rows(1000, 1002)])  # two prompts of it are held-out ones
-    state = run(world.config())
-    assert state.name == "Refused" and "beats on accuracy" in str(state.message), state  # the champion says yes already
+    strict = {**world.config().gate.model_dump(), "minimum_gain": 1.0}  # no candidate can gain that
+    state = run(world.config(gate=strict))
+    assert state.name == "Refused" and "beats on accuracy" in str(state.message), state
     assert decisions.decisions("yes")[-1].candidate == f"{runs()[-1].name}/sft" and champion() == 1
     data = Store(output_folder() / "store").path(runs()[-1].artifacts()["curate"])
     learned = {row["messages"][0]["content"] for row in pq.read_table(data / "demonstrations.parquet").to_pylist()}
@@ -210,14 +211,14 @@ def test_new_rows_are_learned_beside_a_share_of_the_old_ones(world: World) -> No
     assert new <= learned and len(learned - new) == round(0.3 * 48)
     assert trained_prompts(data, training_tables(data)) == 0
     assert "in_test_set" in (data / "rejected.jsonl").read_text()
-    again = run(world.config())
+    again = run(world.config(gate=strict))
     assert again.name == "NothingNew" and f"nothing new since the candidate {runs()[-1].name}/sft" in str(again.message)
 
 
 def label(world: World, first: int, last: int) -> None:
     """People say that yes is better than no."""
     asked = [Message("user", row["prompt"]) for row in rows(2000, 2040)]
-    candidates = [Candidates(record_id(one), "test", (one,), ("no", "yes"), ("a", "b")) for one in asked]
+    candidates = [Candidates(record_id((one,)), "test", (one,), ("no", "yes"), ("a", "b")) for one in asked]
     store = tasks.register(candidates, LabellingConfig(), 0)
     store.add_annotator("ada", "token", by_link=False)
     for _ in range(first, last):
@@ -230,7 +231,8 @@ def label(world: World, first: int, last: int) -> None:
 
 def test_new_labels_of_people_are_learned_from(world: World) -> None:
     curated = world.config().curate.model_copy(update={"demonstrations": 0, "preferences": -1})
-    config = world.config(method="dpo", curate=curated, news={"min_labels": 8})
+    strict = {**world.config().gate.model_dump(), "minimum_gain": 1.0}
+    config = world.config(method="dpo", curate=curated, news={"min_labels": 8}, gate=strict)
     files = [source.model_copy(update={"name": str(world.folder / "train.jsonl")}) for source in curated.sources[:1]]
     config = config.model_copy(update={"curate": curated.model_copy(update={"sources": [*files, curated.sources[1]]})})
     label(world, 0, 4)
@@ -240,11 +242,11 @@ def test_new_labels_of_people_are_learned_from(world: World) -> None:
     label(world, 4, 12)
     state = run(config)
     record = runs()[-1]
-    assert state.name in ("Refused", "Promoted") and decisions.decisions("yes")[-1].candidate == f"{record.name}/dpo"
+    assert state.name == "Refused" and decisions.decisions("yes")[-1].candidate == f"{record.name}/dpo"
     data = Store(output_folder() / "store").path(record.artifacts()["curate"])
     pairs = pq.read_table(data / "preferences.parquet").to_pylist()
     assert len(pairs) == 12 and {(pair["chosen"], pair["rejected"]) for pair in pairs} == {("yes", "no")}
-    assert record.artifacts()["sft"] if "sft" in record.stages else "base_model" not in record.stages  # from the champion
+    assert "base_model" not in record.stages  # from the champion
 
 
 @dataclass
@@ -263,7 +265,7 @@ class Asked:
 
 
 def _wait_for(condition: Callable[[], Any]) -> Any:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not (found := condition()):
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.05)
@@ -274,7 +276,7 @@ def _wait_for(condition: Callable[[], Any]) -> Any:
 def test_a_person_types_the_name_of_the_candidate(world: World, name: str, typed: str, ends: str, version: int) -> None:
     person = threading.Thread(target=copy_context().run, args=(Asked(typed), name))
     person.start()
-    state = run(world.config(name, approval={"asked": True}))
+    state = run(world.config(name, approval={"asked": True, "patience_h": 0.1}))
     person.join(timeout=60)
     assert state.name == ends and champion(name) == version, state
     last = decisions.decisions(name)[-1]
