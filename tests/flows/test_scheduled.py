@@ -53,7 +53,7 @@ def slots(client: SyncPrefectClient, name: str, hours: int) -> list[FlowRun]:
     schedule = DeploymentScheduleCreate(schedule=CronSchedule(cron="0 * * * *", timezone="Europe/Berlin"))
     made = client.create_deployment(client.create_flow(nightly), name=name, schedules=[schedule])
     now = datetime.now(UTC)
-    window = {"start_time": (now - timedelta(hours=hours)).isoformat(), "end_time": now.isoformat(), "max_runs": hours}
+    window = {"start_time": (now - timedelta(hours=hours)).isoformat(), "end_time": now.isoformat(), "min_runs": hours, "max_runs": hours}
     client.request("POST", "/deployments/{id}/schedule", path_params={"id": made}, json=window)
     found = client.read_flow_runs(flow_run_filter=FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[made])))
     assert len(found) == hours
