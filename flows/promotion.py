@@ -29,7 +29,7 @@ from tasks.promotion import card_file, promote, settle
 from tasks.provenance import config_params
 from tasks.registry import RunRecord
 from tasks.store import Artifact, ArtifactInvalid, Store
-from tasks.tracking import pipeline
+from tasks.tracking import PipelineRun, pipeline
 
 ATTEMPTS = 5  # at deciding, where another promoter is faster each time
 
@@ -66,10 +66,15 @@ def promotion(config: PromotionConfig) -> Outcome | None:
         if current_plan() is not None:
             return None
         outcome = settled(config)
-        run.table([_row(check) for check in outcome.record.checks], outcome.markdown, "decision")
-        if outcome.version:
-            run.page(card_file(config.name, outcome.version).read_text(encoding="utf-8"), "model_card")
+        publish(run, config.name, outcome)
         return outcome
+
+
+def publish(run: PipelineRun, name: str, outcome: Outcome) -> None:
+    """Show a decision, and the card of a new champion, in Prefect and MLflow."""
+    run.table([_row(check) for check in outcome.record.checks], outcome.markdown, "decision")
+    if outcome.version:
+        run.page(card_file(name, outcome.version).read_text(encoding="utf-8"), "model_card")
 
 
 def settled(config: PromotionConfig) -> Outcome:

@@ -31,6 +31,7 @@ BlockKind = Literal[
     "minhash",
     "semantic",
     "decontaminate",
+    "replay",
 ]
 
 # kind: module:class. Modules are imported when a block of the kind is asked for.
@@ -53,6 +54,7 @@ BLOCKS: dict[str, str] = {
     "minhash": "data.blocks.minhash:MinHash",
     "semantic": "data.blocks.semantic:Semantic",
     "decontaminate": "data.blocks.decontaminate:Decontaminate",
+    "replay": "data.blocks.replay:Replay",
 }
 
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flows.cli.session import known_prefect
 from flows.cli.terminal import err, out
-from tasks.home import configure_environment
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -50,8 +50,13 @@ def label(name: str, serving: Serving) -> int:
             f"--host {serving.host} can be reached by others: name those who label with --annotator, once for each, "
             "and they get a link of their own"
         )
-    configure_environment()
+    with known_prefect() as is_known:
+        return _serve(name, serving, is_known)
+
+
+def _serve(name: str, serving: Serving, is_known: bool) -> int:
     from flows.labelling.access import Access
+    from flows.labelling.announcing import announce
     from flows.labelling.app import LabelPage, create_app
     from flows.labelling.tasks import find
     from flows.labelling.waking import Waker
@@ -62,11 +67,17 @@ def label(name: str, serving: Serving) -> int:
     tokens = {annotator: access.link_token(annotator) for annotator in dict.fromkeys(serving.annotators)}
     waker = Waker(store)
     hosts = [*_NAMES_OF_LOOPBACK, serving.host] if is_loopback(serving.host) else ["*"]
+
+    def on_label() -> None:
+        waker.look()
+        if is_known:  # without a Prefect server nobody listens
+            announce(store)
+
     with _bound(serving) as listening:
         waker.start()
         try:
             _say_where(store, tokens, serving.host, listening.getsockname()[1])
-            _run(create_app(LabelPage(store, access, waker.look), hosts), listening)
+            _run(create_app(LabelPage(store, access, on_label), hosts), listening)
         except KeyboardInterrupt:
             err.print("\nStopped. The labels are kept; the same command goes on.", soft_wrap=True)
         finally:

@@ -11,7 +11,9 @@ from data.labelling.judgements import ExportForm, as_given, judgements_of, read_
 from data.labelling.report import markdown_of, report_of
 from data.labelling.store import LabelStore
 from data.labelling.waiting import runs
+from flows.cli.session import known_prefect
 from flows.cli.terminal import out, write
+from flows.labelling.announcing import announce, deliver
 from flows.labelling.tasks import find, known
 
 
@@ -47,6 +49,10 @@ def import_labels(name: str, path: Path, annotator: str) -> int:
     store = find(name)
     given, unknown = as_given(read_judgements(path, annotator), store.items())
     new = store.take_in(given)
+    with known_prefect() as is_known:
+        if is_known and new:
+            announce(store, new)
+            deliver()
     known_before = len(given) - new
     out.print(f"{new} labels taken, {known_before} were there before, {unknown} fit no item of {store.name}", soft_wrap=True, markup=False)
     return 0

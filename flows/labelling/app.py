@@ -70,7 +70,7 @@ _pages.filters.update(shown=shown, letter=letter)
 
 @dataclass(frozen=True)
 class LabelPage:
-    """What the pages work on. ``on_label`` is called after every label that was taken."""
+    """What the pages work on. ``on_label`` is called after every label that was taken, and not for a form sent twice."""
 
     store: LabelStore
     access: Access
@@ -207,10 +207,11 @@ def label(position: Position, page: Page, visitor: Known, fields: Fields) -> Res
         return RedirectResponse(f"/next?after={position}", 303)
     try:
         answer = answer_of(fields, place.order)
-        page.store.label(visitor.name, position, answer, form=fields.get("form", ""), seconds=seconds_of(fields))
+        is_new = page.store.label(visitor.name, position, answer, form=fields.get("form", ""), seconds=seconds_of(fields))
     except ValueError as error:
         return _show(page, visitor, place, 422, fault=str(error), fields=fields)
-    page.on_label()
+    if is_new:
+        page.on_label()
     return RedirectResponse(f"/next?after={position}&saved={position}", 303)
 
 
