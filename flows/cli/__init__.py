@@ -1,4 +1,4 @@
-"""The command line: `posttrain run`, `explain`, `compare`, `artifacts`, `label`, `labels`, `lint`, `ui`, `chat`, `recipes`,
+"""The command line: `posttrain run`, `explain`, `compare`, `artifacts`, `label`, `labels`, `lint`, `ui`, `notify`, `chat`, `recipes`,
 `promote`, `rollback`, `champions`.
 
 Only names and help texts are here: a command imports what it needs when it runs, so that `posttrain --help` answers at once.
@@ -150,6 +150,26 @@ def ui_command(
     from flows.cli.ui import ui
 
     _carry_out(lambda: ui(prefect_port, mlflow_port))
+
+
+@app.command("notify")
+def notify_command(
+    block: Annotated[
+        str, typer.Argument(metavar="[TYPE/NAME]", help="A notification block of the server; left out: the webhook in POSTTRAIN_NOTIFY_URL.")
+    ] = "",
+    when: Annotated[
+        list[str] | None,
+        typer.Option("--when", metavar="OCCASION", help="failed, late, waiting or completed; may be given several times. Left out: the first three."),
+    ] = None,
+    off: Annotated[bool, typer.Option("--off", help="Take the notifications away.")] = False,
+) -> None:
+    """Have the Prefect server send a message when a run of a deployment fails or crashes, is late, waits for a person, or is done.
+
+    [bold]Example:[/bold] POSTTRAIN_NOTIFY_URL=https://hooks.slack.com/... posttrain notify --when failed --when completed
+    """
+    from flows.cli.notify import notify
+
+    _carry_out(lambda: notify(block, when or ["failed", "late", "waiting"], off))
 
 
 @app.command("chat")

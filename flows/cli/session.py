@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from flows.cli.servers import LOOPBACK, Server, answers, free_port, stopping
 from models.run import write_atomic
+from tasks.credentials import NOT_ALLOWED, NOT_KNOWN, require_prefect
 from tasks.home import configure_environment, home
 
 PREFECT_PORT = 4200
@@ -82,8 +83,8 @@ def prefect_session() -> Iterator[Callable[[], None]]:
     """
     user_home = os.environ.get("PREFECT_HOME")
     configure_environment()
-    if os.environ.get("PREFECT_API_URL") or _profile_names_an_api(user_home):
-        yield _nothing_to_wait_for
+    if os.environ.get("PREFECT_API_URL") or profile_names_an_api(user_home):
+        yield require_prefect
         return
     served = served_addresses()
     if served is not None and answers(f"{served.prefect_api}/health"):
@@ -114,6 +115,34 @@ def _deliver() -> None:
         worker.drain_all(timeout=10)
 
 
+def require_lasting_server() -> None:
+    """Return if there is a Prefect API that outlives this command.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not (os.environ.get("PREFECT_API_URL") or profile_names_an_api(os.environ.get("PREFECT_HOME")) or served_addresses()):
+        raise ValueError("this needs a Prefect server that goes on running: start `posttrain ui`, or set PREFECT_API_URL")
+
+
+def require_mlflow() -> None:
+    """Return if MLflow lets us in, or is away: then what is to be recorded is kept, and sent by a later run.
+
+    Raises:
+        ValueError: its server is there and does not let us in; says which variable to set.
+    """
+    from tasks import tracking
+    from tasks.recorder import Refused, Unreachable
+
+    if not tracking.tracking_uri().startswith("http"):
+        return
+    try:
+        tracking.connected().ask(lambda client: client.search_experiments(max_results=1))
+    except (Unreachable, Refused) as error:
+        if getattr(error.__cause__, "error_code", None) in NOT_KNOWN | NOT_ALLOWED:
+            raise ValueError(str(error)) from None
+
+
 def _nothing_to_wait_for() -> None:
     """The API is somebody else's, and answers or not without us."""
 
@@ -132,7 +161,7 @@ def temporary_server() -> Server:
     )
 
 
-def _profile_names_an_api(user_home: str | None) -> bool:
+def profile_names_an_api(user_home: str | None) -> bool:
     """Whether a Prefect home of the user's own has a profile with an API. Prefect is asked only if its file mentions one."""
     profiles = Path(user_home).expanduser() / "profiles.toml" if user_home else None
     if profiles is None or not profiles.is_file() or "PREFECT_API_URL" not in profiles.read_text(encoding="utf-8"):
