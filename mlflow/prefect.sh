@@ -54,4 +54,4 @@ export PREFECT_SERVER_ANALYTICS_ENABLED="${PREFECT_SERVER_ANALYTICS_ENABLED:-fal
 export DO_NOT_TRACK="${DO_NOT_TRACK:-1}"
 # A client's settings: the server must not take itself, or its pages, for another one.
 unset PREFECT_API_URL PREFECT_API_KEY
-exec "$python" -m prefect server start --host "$host" --port "$port" "$@"
+exec "$python" -m prefect server start "--host=$host" "--port=$port" "$@"

@@ -20,7 +20,7 @@ store="${POSTTRAIN_HOME:-$root/output}/mlflow"
 host="${MLFLOW_HOST:-127.0.0.1}"
 port="${MLFLOW_PORT:-5000}"
 python="${PYTHON:-$root/.venv/bin/python}"
-options=(--host "$host" --port "$port" --serve-artifacts)
+options=("--host=$host" "--port=$port" --serve-artifacts)
 
 require_python "$python"
 forbid_options "MLFLOW_HOST=--host -h" "MLFLOW_PORT=--port -p" "MLFLOW_ALLOWED_HOSTS=--allowed-hosts --disable-security-middleware" \
@@ -37,7 +37,7 @@ if [[ -n "${MLFLOW_AUTH_ADMIN_PASSWORD:-}" ]]; then
   "$python" -c 'import flask_wtf' 2>/dev/null || refuse "passwords need the extra packages: .venv/bin/pip install -c constraints.txt -e '.[team]'"
   options+=(--app-name basic-auth)
 fi
-[[ -z "${MLFLOW_ALLOWED_HOSTS:-}" ]] || options+=(--allowed-hosts "$MLFLOW_ALLOWED_HOSTS")
+[[ -z "${MLFLOW_ALLOWED_HOSTS:-}" ]] || options+=("--allowed-hosts=$MLFLOW_ALLOWED_HOSTS")
 
 mkdir -p "$store/artifacts"
 cd "$store" # where the database of users and passwords is kept, basic_auth.db
