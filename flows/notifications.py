@@ -1,6 +1,7 @@
 """Notifications: automations of the Prefect server that send a message when a run of a deployment fails, is late, waits or is done.
 
-The server sends them, so they also tell of a run whose machine is gone. They stay until they are taken away, in its pages or by `posttrain notify --off`.
+The server sends them, so they also tell of a run whose machine is gone. They stay until they are taken away, in its pages or by
+`posttrain notify --off`.
 """
 
 from __future__ import annotations
@@ -65,7 +66,10 @@ def webhook_block(url: str) -> UUID:
     if not url.startswith(("https://", "http://")):
         raise ValueError("POSTTRAIN_NOTIFY_URL is not an http address")
     block = CustomWebhookNotificationBlock(
-        name=BLOCK, url="{{url}}", json_data={"text": "{{subject}}\n{{body}}"}, secrets={"url": url}  # type: ignore[arg-type]
+        name=BLOCK,
+        url="{{url}}",
+        json_data={"text": "{{subject}}\n{{body}}"},
+        secrets={"url": url},  # type: ignore[arg-type]
     )
     return block.save(BLOCK, overwrite=True)
 

@@ -66,7 +66,8 @@ def tracking_uri() -> str:
 def ui_url() -> str:
     """Where MLflow's pages are: the tracking server, or what `posttrain ui` serves (POSTTRAIN_MLFLOW_URL if not at the usual address)."""
     uri = tracking_uri()
-    return without_credentials(uri).rstrip("/") if uri.startswith("http") else os.environ.get("POSTTRAIN_MLFLOW_URL", "http://127.0.0.1:5000")
+    here = os.environ.get("POSTTRAIN_MLFLOW_URL", "http://127.0.0.1:5000")
+    return without_credentials(uri).rstrip("/") if uri.startswith("http") else here
 
 
 # What flows call

@@ -155,11 +155,12 @@ def ui_command(
 @app.command("notify")
 def notify_command(
     block: Annotated[
-        str, typer.Argument(metavar="[TYPE/NAME]", help="A notification block of the server; left out: the webhook in POSTTRAIN_NOTIFY_URL.")
+        str,
+        typer.Argument(metavar="[TYPE/NAME]", help="A notification block of the server; else the webhook in POSTTRAIN_NOTIFY_URL."),
     ] = "",
     when: Annotated[
         list[str] | None,
-        typer.Option("--when", metavar="OCCASION", help="failed, late, waiting or completed; may be given several times. Left out: the first three."),
+        typer.Option("--when", metavar="OCCASION", help="failed, late, waiting or completed; may be given several times."),
     ] = None,
     off: Annotated[bool, typer.Option("--off", help="Take the notifications away.")] = False,
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 from prefect.server.api import collections
 from prefect.utilities.templating import find_placeholders
 from prefect.workers.base import BaseJobConfiguration
+from pydantic import ConfigDict
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"process": "prefect", "docker": "prefect-docker", "kubernetes": "prefect-kubernetes"}
@@ -18,7 +19,7 @@ KINDS = list(PACKAGES)
 class Rendered(BaseJobConfiguration):
     """A configuration of a worker that takes whatever its template has."""
 
-    model_config = {"extra": "allow"}
+    model_config = ConfigDict(extra="allow")
 
 
 def template(kind: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ PREFECT = {
     "PREFECT_UI_URL": "https://prefect.example.org/",
 }
 SAFE = {"serve.sh": MLFLOW, "prefect.sh": PREFECT}
+PYTHON = '#!/bin/bash\n[[ "$1" != -c ]] || exit %d\nprintf "%%s\\0" "$@" >arguments\nenv -0 >environment\n'
 HOSTILE = ["a b", "a'b\"c", "$(touch broken)", "`touch broken`", "a\nb; touch broken", "--host=0.0.0.0", "*", "a\\", "\N{SNOWMAN}"]
 
 
@@ -30,7 +31,7 @@ class Started:
 
     def __init__(self, script: str, tmp_path: Path, settings: dict[str, str], arguments: tuple[str, ...] = (), has_auth: bool = True):
         python = tmp_path / "python"
-        python.write_text(f'#!/bin/bash\n[[ "$1" != -c ]] || exit {0 if has_auth else 1}\nprintf "%s\\0" "$@" >arguments\nenv -0 >environment\n')
+        python.write_text(PYTHON % (0 if has_auth else 1))
         python.chmod(0o755)
         home = tmp_path / "the home"
         environment = {"PATH": os.environ["PATH"], "PYTHON": str(python), "POSTTRAIN_HOME": str(home), **settings}
@@ -158,8 +159,8 @@ def test_no_value_breaks_out_of_its_variable(tmp_path, value):
     assert mlflow.environment["MLFLOW_BACKEND_STORE_URI"] == mlflow.environment["MLFLOW_ARTIFACTS_DESTINATION"] == value
     (tmp_path / "prefect").mkdir()
     auth = f"ada:{GOOD}{value}".replace("\n", "")
-    names = ("PREFECT_UI_URL", "PREFECT_SERVER_API_PORT")
-    prefect = Started("prefect.sh", tmp_path / "prefect", {**PREFECT, **dict.fromkeys(names, value), "PREFECT_SERVER_API_AUTH_STRING": auth})
+    settings = {"PREFECT_UI_URL": value, "PREFECT_SERVER_API_PORT": value, "PREFECT_SERVER_API_AUTH_STRING": auth}
+    prefect = Started("prefect.sh", tmp_path / "prefect", {**PREFECT, **settings})
     assert prefect.arguments[4:] == ["--host=0.0.0.0", f"--port={value}"]
     assert (prefect.environment["PREFECT_UI_URL"], prefect.environment["PREFECT_SERVER_API_AUTH_STRING"]) == (value, auth)
     assert not mlflow.broken and not prefect.broken

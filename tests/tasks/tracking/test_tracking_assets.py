@@ -2,13 +2,10 @@
 
 import ast
 import fnmatch
-import os
 import re
-import subprocess
 from dataclasses import asdict
 from pathlib import Path
 
-import pytest
 from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, _validate_metric_name
 
 from data.measures import Measure, Suite
