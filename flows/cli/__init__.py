@@ -166,7 +166,9 @@ def notify_command(
 ) -> None:
     """Have the Prefect server send a message when a run of a deployment fails or crashes, is late, waits for a person, or is done.
 
-    [bold]Example:[/bold] POSTTRAIN_NOTIFY_URL=https://hooks.slack.com/... posttrain notify --when failed --when completed
+    Without --when: failed, late and waiting.
+
+    [bold]Example:[/bold] posttrain notify --when failed --when completed
     """
     from flows.cli.notify import notify
 

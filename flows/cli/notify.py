@@ -20,15 +20,15 @@ def notify(block: str, when: Sequence[str], off: bool) -> int:
         ValueError: there is no server that outlives this command, no place to send to, no such block or no such occasion.
     """
     occasions = [_occasion(name) for name in when]
+    url = os.environ.get(URL)
+    if not (off or block or url):
+        raise ValueError(f"where to? Set {URL} to a webhook's address, or name a notification block, such as slack-webhook/team")
     require_lasting_server()
     with prefect_session() as wait_for_prefect:
         wait_for_prefect()
         if off:
             out.print(f"{notifications.remove()} notifications taken away.")
             return 0
-        url = os.environ.get(URL)
-        if not block and not url:
-            raise ValueError(f"where to? Set {URL} to a webhook's address, or name a notification block, such as slack-webhook/team")
         target = notifications.saved_block(block) if block else notifications.webhook_block(str(url))
         notifications.install(target, occasions)
     where = block or f"custom-webhook/{notifications.BLOCK}"
