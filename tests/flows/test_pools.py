@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from prefect.server.api import collections
 from prefect.utilities.templating import find_placeholders
 from prefect.workers.base import BaseJobConfiguration
@@ -81,6 +83,15 @@ def test_a_pod_gets_gpus_shared_memory_a_claim_a_secret_and_time_to_save():
     assert [mount["mountPath"] for mount in container["volumeMounts"]] == ["/var/lib/posttrain", "/dev/shm"]
     assert pod["securityContext"]["runAsNonRoot"] and not container["securityContext"]["allowPrivilegeEscalation"]
     assert "nodeSelector" not in pod and rendered("kubernetes")["env"] == {"POSTTRAIN_HOME": "/var/lib/posttrain"}
+
+
+def test_the_documented_command_sends_every_deployment_to_another_pool():
+    """`prefect deploy --all` takes no --pool: one line of prefect.yaml names the pool of all."""
+    change = "s/^    name: local$/    name: docker/"
+    assert f"sed '{change}' prefect.yaml" in (ROOT / "docs" / "servers.md").read_text()
+    command = ["sed", change, str(ROOT / "prefect.yaml")]
+    sent = yaml.safe_load(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert {deployment["work_pool"]["name"] for deployment in sent["deployments"]} == {"docker"}
 
 
 def test_the_workers_of_docker_and_kubernetes_take_the_templates():
