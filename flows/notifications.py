@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, get_args
+from uuid import UUID
 
 if TYPE_CHECKING:
-    from uuid import UUID
-
     from prefect.automations import Automation
 
 Occasion = Literal["failed", "late", "waiting", "completed"]
@@ -71,7 +70,9 @@ def webhook_block(url: str) -> UUID:
         json_data={"text": "{{subject}}\n{{body}}"},
         secrets={"url": url},  # type: ignore[arg-type]
     )
-    return block.save(BLOCK, overwrite=True)
+    saved = block.save(BLOCK, overwrite=True)
+    assert isinstance(saved, UUID)  # outside of an event loop it is no coroutine
+    return saved
 
 
 def saved_block(reference: str) -> UUID:

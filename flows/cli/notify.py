@@ -19,7 +19,7 @@ def notify(block: str, when: Sequence[str], off: bool) -> int:
     Raises:
         ValueError: there is no server that outlives this command, no place to send to, no such block or no such occasion.
     """
-    occasions = [_occasion(name) for name in when]
+    occasions: list[Occasion] = [_occasion(name) for name in when]
     url = os.environ.get(URL)
     if not (off or block or url):
         raise ValueError(f"where to? Set {URL} to a webhook's address, or name a notification block, such as slack-webhook/team")

@@ -1,12 +1,14 @@
 """`posttrain notify`: what it asks for. That messages arrive is shown with the servers of a team."""
 
+from uuid import UUID
+
 import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.notifications import BODY, EVENTS, OCCASIONS, SUBJECT, TAG, automation, webhook_block
 
-BLOCK = "5c9b8c7e-2f0a-4e0f-9e4f-0d5a3f1d2c3b"
+BLOCK = UUID(int=7)
 
 
 @pytest.mark.parametrize(
@@ -38,5 +40,5 @@ def test_prefects_server_takes_the_automation(occasion):
 
     sent = automation(occasion, BLOCK).model_dump(mode="json", exclude={"id"})
     taken = AutomationCreate.model_validate(sent)
-    assert taken.trigger.expect == EVENTS[occasion] and taken.trigger.match_related[0]["prefect.resource.id"] == f"prefect.tag.{TAG}"
+    assert taken.trigger.expect == EVENTS[occasion] and sent["trigger"]["match_related"]["prefect.resource.id"] == f"prefect.tag.{TAG}"
     assert taken.actions[0].subject == SUBJECT and taken.actions[0].body == BODY
