@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from prefect.client.orchestration import PrefectClient
 from prefect.server.api import collections
 from prefect.utilities.templating import find_placeholders
 from prefect.workers.base import BaseJobConfiguration
@@ -28,9 +29,14 @@ def template(kind: str) -> dict[str, Any]:
     return json.loads((ROOT / "flows" / "pools" / f"{kind}.json").read_text())
 
 
+def configured(worker: type[BaseJobConfiguration], kind: str, **values: Any) -> Any:
+    """What a worker would start, with these job variables. Nothing in the templates has to be asked for: without a client one would."""
+    nobody = PrefectClient("http://127.0.0.1:9/api")
+    return asyncio.run(worker.from_template_and_values(template(kind), values, client=nobody))
+
+
 def rendered(kind: str, **values: Any) -> dict[str, Any]:
-    """What a worker would start, with these job variables."""
-    return asyncio.run(Rendered.from_template_and_values(template(kind), values)).model_dump()
+    return configured(Rendered, kind, **values).model_dump()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -98,9 +104,9 @@ def test_the_workers_of_docker_and_kubernetes_take_the_templates():
     reason = "the packages of these pools are extras: pip install -e '.[docker,kubernetes]'"
     docker = pytest.importorskip("prefect_docker.worker", reason=reason).DockerWorkerJobConfiguration
     kubernetes = pytest.importorskip("prefect_kubernetes.worker", reason=reason).KubernetesWorkerJobConfiguration
-    container = asyncio.run(docker.from_template_and_values(template("docker"), {}))
+    container = configured(docker, "docker")
     assert container.container_create_kwargs["shm_size"] == "16g" and container.image == "posttrain:0.1.0"
-    job = asyncio.run(kubernetes.from_template_and_values(template("kubernetes"), {}))
+    job = configured(kubernetes, "kubernetes")
     job._populate_env_in_manifest()
     manifest = job.job_manifest["spec"]["template"]["spec"]["containers"][0]
     assert {"name": "POSTTRAIN_HOME", "value": "/var/lib/posttrain"} in manifest["env"]
