@@ -16,6 +16,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from tasks.credentials import without_credentials
+
 LONGEST_VALUE = 6000  # characters; MLflow cuts or refuses what is longer
 LONGEST_KEY = 250
 
@@ -104,7 +106,7 @@ def flow_tags() -> dict[str, str]:
     tags = {
         "prefect.flow_run_id": run.id,
         "prefect.flow_run_name": run.name,
-        "prefect.flow_run_url": url_for(run),
+        "prefect.flow_run_url": without_credentials(url_for(run) or "") or None,
         "prefect.deployment_id": run.deployment_id,
         "prefect.run_count": run.run_count,
     }

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import ValidationError
 
 from tasks import owner, provenance, registry, watch
+from tasks.credentials import explained, without_credentials
 from tasks.home import home
 from tasks.locks import file_lock
 from tasks.plan import current_plan
@@ -65,7 +66,8 @@ def tracking_uri() -> str:
 def ui_url() -> str:
     """Where MLflow's pages are: the tracking server, or what `posttrain ui` serves (POSTTRAIN_MLFLOW_URL if not at the usual address)."""
     uri = tracking_uri()
-    return uri.rstrip("/") if uri.startswith("http") else os.environ.get("POSTTRAIN_MLFLOW_URL", "http://127.0.0.1:5000")
+    here = os.environ.get("POSTTRAIN_MLFLOW_URL", "http://127.0.0.1:5000")
+    return without_credentials(uri).rstrip("/") if uri.startswith("http") else here
 
 
 # What flows call
@@ -463,7 +465,7 @@ class MlflowStore:
             raise
         except Exception as error:
             code = getattr(error, "error_code", None)
-            text = str(error).strip().split("\n")[0][:300]
+            text = explained(code, str(error).strip().split("\n")[0][:300])
             if code in FINAL_ERRORS:
                 raise Refused(text) from error
             if code is None and not isinstance(error, OSError) and not type(error).__module__.startswith("sqlalchemy"):

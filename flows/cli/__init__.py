@@ -1,4 +1,4 @@
-"""The command line: `posttrain run`, `explain`, `compare`, `artifacts`, `label`, `labels`, `lint`, `ui`, `watch`, `chat`,
+"""The command line: `posttrain run`, `explain`, `compare`, `artifacts`, `label`, `labels`, `lint`, `ui`, `watch`, `notify`, `chat`,
 `recipes`, `promote`, `rollback`, `champions`.
 
 Only names and help texts are here: a command imports what it needs when it runs, so that `posttrain --help` answers at once.
@@ -163,6 +163,29 @@ def watch_command(
     from flows.cli.watch import watch
 
     _carry_out(lambda: watch(once))
+
+
+@app.command("notify")
+def notify_command(
+    block: Annotated[
+        str,
+        typer.Argument(metavar="[TYPE/NAME]", help="A notification block of the server; else the webhook in POSTTRAIN_NOTIFY_URL."),
+    ] = "",
+    when: Annotated[
+        list[str] | None,
+        typer.Option("--when", metavar="OCCASION", help="failed, late, waiting or completed; may be given several times."),
+    ] = None,
+    off: Annotated[bool, typer.Option("--off", help="Take the notifications away.")] = False,
+) -> None:
+    """Have the Prefect server send a message when a run of a deployment fails or crashes, is late, waits for a person, or is done.
+
+    Without --when: failed, late and waiting.
+
+    [bold]Example:[/bold] posttrain notify --when failed --when completed
+    """
+    from flows.cli.notify import notify
+
+    _carry_out(lambda: notify(block, when or ["failed", "late", "waiting"], off))
 
 
 @app.command("chat")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from pydantic import BaseModel
 
 from flows import recipes
-from flows.cli.session import prefect_session, served_addresses
+from flows.cli.session import prefect_session, require_mlflow, served_addresses
 from flows.cli.terminal import complain, duration, err, out
 from tasks.home import configure_environment
 
@@ -49,6 +49,7 @@ def run(name: str, settings: Sequence[str], *, seed: int | None, dry_run: bool, 
         _check_room(recipe, flow, config)
         with err.status("Starting Prefect"):
             wait_for_prefect()
+            require_mlflow()
         return _execute(recipe, flow, config, verbose)
 
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from flows.cli.servers import LOOPBACK, Server, answers, free_port, stopping
 from models.run import write_atomic
+from tasks.credentials import NOT_ALLOWED, NOT_KNOWN, require_prefect
 from tasks.home import configure_environment, home
 
 PREFECT_PORT = 4200
@@ -78,7 +79,7 @@ def known_prefect() -> Iterator[bool]:
     """Choose the Prefect API that the user names or `posttrain ui` serves, and tell whether there is one. Before Prefect is imported."""
     user_home = os.environ.get("PREFECT_HOME")
     configure_environment()
-    if os.environ.get("PREFECT_API_URL") or _profile_names_an_api(user_home):
+    if os.environ.get("PREFECT_API_URL") or profile_names_an_api(user_home):
         yield True
         return
     served = served_addresses()
@@ -98,7 +99,7 @@ def prefect_session() -> Iterator[Callable[[], None]]:
     """
     with known_prefect() as is_known:
         if is_known:
-            yield _nothing_to_wait_for
+            yield require_prefect
             return
     server = temporary_server()
     # Links in records lead to where `posttrain ui` will be, not to this server, which nobody can visit later.
@@ -129,8 +130,33 @@ def _deliver() -> None:
         worker.drain_all(timeout=10)
 
 
-def _nothing_to_wait_for() -> None:
-    """The API is somebody else's, and answers or not without us."""
+def require_lasting_server() -> None:
+    """Return if there is a Prefect API that outlives this command.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not (os.environ.get("PREFECT_API_URL") or profile_names_an_api(os.environ.get("PREFECT_HOME")) or served_addresses()):
+        raise ValueError("this needs a Prefect server that goes on running: start `posttrain ui`, or set PREFECT_API_URL")
+
+
+def require_mlflow() -> None:
+    """Return if MLflow lets us in, or is away: then what is to be recorded is kept, and sent by a later run.
+
+    Raises:
+        ValueError: its server is there and does not let us in; says which variable to set.
+    """
+    from tasks import tracking
+    from tasks.recorder import Refused, Unreachable
+
+    if not tracking.tracking_uri().startswith("http"):
+        return
+    try:
+        tracking.connected().ask(lambda client: client.search_experiments(max_results=1))
+    except (Unreachable, Refused) as error:
+        if getattr(error.__cause__, "error_code", None) in NOT_KNOWN | NOT_ALLOWED:
+            raise ValueError(str(error)) from None
+
 
 
 def _without_heartbeats() -> AbstractContextManager[object]:
@@ -154,7 +180,7 @@ def temporary_server() -> Server:
     )
 
 
-def _profile_names_an_api(user_home: str | None) -> bool:
+def profile_names_an_api(user_home: str | None) -> bool:
     """Whether a Prefect home of the user's own has a profile with an API. Prefect is asked only if its file mentions one."""
     profiles = Path(user_home).expanduser() / "profiles.toml" if user_home else None
     if profiles is None or not profiles.is_file() or "PREFECT_API_URL" not in profiles.read_text(encoding="utf-8"):

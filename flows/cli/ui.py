@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
-from urllib.parse import urlsplit, urlunsplit
 
 from flows.cli.servers import LOOPBACK, Server, ServerFailed, free_port, stopping
 from flows.cli.session import Addresses, lock_file, served_addresses, write_addresses
 from flows.cli.terminal import complain, err, out
+from tasks.credentials import without_credentials
 from tasks.home import configure_environment, home
 
 FAILED = 1
@@ -138,8 +138,12 @@ def prefect_server(port: int) -> Server:
         url=url,
         health=f"{url}/api/health",
         log=home() / "logs" / "ui-prefect.log",
-        # Without the second the pages ask the default port for their data.
-        environment={"PREFECT_SERVER_UI_V2_ENABLED": "false", "PREFECT_SERVER_UI_API_URL": f"{url}/api", "PREFECT_UI_URL": url},
+        environment={
+            "PREFECT_SERVER_UI_V2_ENABLED": "false",
+            "PREFECT_SERVER_UI_API_URL": f"{url}/api",  # without it the pages ask the default port for their data
+            "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": f"{url},http://localhost:{port}",  # no other page in the browser may read it
+            "PREFECT_UI_URL": url,
+        },
     )
 
 
@@ -154,11 +158,8 @@ def mlflow_server(port: int, store_uri: str) -> Server:
         url=url,
         health=f"{url}/health",
         log=home() / "logs" / "ui-mlflow.log",
-        environment={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # workers for hosted judges: seconds of start-up, and not ours
+        environment={
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # workers for hosted judges: seconds of start-up, and not ours
+            "MLFLOW_GUNICORN_OPTS": "",  # may bind a second address
+        },
     )
-
-
-def without_credentials(url: str) -> str:
-    """A URL without the user name and password that may be in it."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

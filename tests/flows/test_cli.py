@@ -14,7 +14,7 @@ from tasks.registry import record_stage, recording
 from tasks.store import Artifact, Store
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = [[name] for name in ("run", "explain", "recipes", "ui", "chat", "artifacts")]
+COMMANDS = [[name] for name in ("run", "explain", "recipes", "ui", "notify", "chat", "artifacts")]
 COMMANDS += [["artifacts", name] for name in ("list", "verify", "gc", "path")]
 
 

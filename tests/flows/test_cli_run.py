@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 pytestmark = pytest.mark.timeout(900)  # most of it is waiting for servers, which a busy machine starts slowly
@@ -92,7 +93,9 @@ def test_a_wrong_config_names_the_field_and_returns_2(mini):
 
 @pytest.fixture(scope="module")
 def ui(mini) -> Iterator[subprocess.Popen[str]]:
-    process = mini.start("ui", "--prefect-port", "0", "--mlflow-port", "0")
+    # What a team's servers are told in the same shell does not open these.
+    team = {"PREFECT_SERVER_API_HOST": "0.0.0.0", "MLFLOW_HOST": "0.0.0.0", "MLFLOW_GUNICORN_OPTS": "--bind 0.0.0.0:0"}
+    process = mini.start("ui", "--prefect-port", "0", "--mlflow-port", "0", environment=team)
     wait_for((mini.home / "ui.json").exists, "the addresses")
     yield process
     if process.poll() is None:
@@ -135,6 +138,9 @@ def test_both_pages_are_served_on_loopback(mini, ui, scheduled):
     assert (settings["default_ui"], settings["api_url"]) == ("v1", f"{served['prefect']}/api")
     out, _ = mini.posttrain("ui")
     assert "running already" in out and served["prefect"] in out
+    family = psutil.Process(ui.pid).children(recursive=True)
+    listening = {one.laddr.ip for process in family for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN}
+    assert listening == {"127.0.0.1"}
 
 
 def test_a_run_appears_live_in_the_served_prefect(mini, ui, scheduled):

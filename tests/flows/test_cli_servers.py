@@ -14,6 +14,7 @@ import pytest
 from flows.cli import session
 from flows.cli.servers import LOOPBACK, Server, ServerFailed, answers, free_port, stopping
 from flows.cli.session import Addresses, prefect_session, served_addresses, write_addresses
+from tasks.credentials import require_prefect
 from tasks.locks import try_lock
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,15 +132,15 @@ def no_server(home, monkeypatch):
 def test_the_api_that_the_user_names_is_used(no_server, monkeypatch):
     monkeypatch.setenv("PREFECT_API_URL", "http://prefect.example/api")
     with prefect_session() as wait:
-        wait()
+        assert wait is require_prefect
         assert os.environ["PREFECT_API_URL"] == "http://prefect.example/api"
 
 
 def test_a_profile_of_the_users_own_prefect_home_counts(home, tmp_path, monkeypatch):
     (tmp_path / "profiles.toml").write_text('active = "a"\n[profiles.a]\nPREFECT_LOGGING_LEVEL = "INFO"\n')
-    assert not session._profile_names_an_api(str(tmp_path))
-    assert not session._profile_names_an_api(str(tmp_path / "nowhere"))
-    assert not session._profile_names_an_api(None)
+    assert not session.profile_names_an_api(str(tmp_path))
+    assert not session.profile_names_an_api(str(tmp_path / "nowhere"))
+    assert not session.profile_names_an_api(None)
 
 
 def test_the_served_api_is_used_while_its_lock_is_held_and_it_answers(no_server, home, tmp_path):

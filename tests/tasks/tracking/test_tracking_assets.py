@@ -2,13 +2,10 @@
 
 import ast
 import fnmatch
-import os
 import re
-import subprocess
 from dataclasses import asdict
 from pathlib import Path
 
-import pytest
 from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, _validate_metric_name
 
 from data.measures import Measure, Suite
@@ -124,57 +121,6 @@ def test_a_measure_is_called_the_same_wherever_it_is_reported():
     }
     assert len(own["suite/"]) == 3 * (len(HOSTILE) - 1)
     assert all(names == own["suite/"] for names in own.values())
-
-
-# The server
-
-
-SAFE = {
-    "MLFLOW_HOST": "0.0.0.0",
-    "MLFLOW_AUTH_ADMIN_PASSWORD": "correct horse",
-    "MLFLOW_FLASK_SERVER_SECRET_KEY": "x",
-    "MLFLOW_ALLOWED_HOSTS": "a",
-}
-
-
-def serve(home: Path, tmp_path: Path, *, has_auth: bool = True, **settings: str) -> subprocess.CompletedProcess[str]:
-    """Run the script with a Python that only prints what it was called with."""
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nif [ "$1" = -c ]; then exit {0 if has_auth else 1}; fi\necho "$@"\n')
-    python.chmod(0o755)
-    environment = {"PATH": os.environ["PATH"], "PYTHON": str(python), "POSTTRAIN_HOME": str(home), **settings}
-    return subprocess.run([str(ROOT / "mlflow" / "serve.sh")], env=environment, capture_output=True, text=True)
-
-
-def test_the_server_listens_on_loopback_with_the_default_store(home, tmp_path):
-    done = serve(home, tmp_path)
-    expected = f"-m mlflow server --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///{home}/mlflow/mlflow.db"
-    assert done.returncode == 0 and done.stdout.startswith(expected) and "basic-auth" not in done.stdout
-
-
-def test_the_server_opens_itself_with_passwords_only(home, tmp_path):
-    done = serve(home, tmp_path, **SAFE)
-    assert done.returncode == 0 and "--host 0.0.0.0" in done.stdout and "--app-name basic-auth --allowed-hosts a" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("settings", "complaint"),
-    [
-        ({"MLFLOW_AUTH_ADMIN_PASSWORD": ""}, "set MLFLOW_AUTH_ADMIN_PASSWORD"),
-        ({"MLFLOW_AUTH_ADMIN_PASSWORD": "admin"}, "shorter than 12"),
-        ({"MLFLOW_FLASK_SERVER_SECRET_KEY": ""}, "MLFLOW_FLASK_SERVER_SECRET_KEY"),
-        ({"MLFLOW_ALLOWED_HOSTS": ""}, "MLFLOW_ALLOWED_HOSTS"),
-        ({"PYTHON": "/nowhere/python"}, "no /nowhere/python"),
-    ],
-)
-def test_the_server_refuses_to_be_open_to_all(home, tmp_path, settings, complaint):
-    done = serve(home, tmp_path, **SAFE | settings)
-    assert (done.returncode, done.stdout) == (78, "") and complaint in done.stderr
-
-
-def test_the_server_says_which_packages_passwords_need(home, tmp_path):
-    done = serve(home, tmp_path, has_auth=False, **SAFE)
-    assert done.returncode == 78 and "[auth]" in done.stderr
 
 
 def test_the_folder_holds_no_python():
