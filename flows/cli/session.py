@@ -74,22 +74,32 @@ def _is_free(path: Path) -> bool:
 
 
 @contextmanager
+def running_api() -> Iterator[bool]:
+    """Choose a Prefect API that is there without us, and say whether there is one. To be entered before Prefect is imported."""
+    user_home = os.environ.get("PREFECT_HOME")
+    configure_environment()
+    if os.environ.get("PREFECT_API_URL") or _profile_names_an_api(user_home):
+        yield True
+        return
+    served = served_addresses()
+    if served is not None and answers(f"{served.prefect_api}/health"):
+        with _environment(PREFECT_API_URL=served.prefect_api, PREFECT_UI_URL=served.prefect, POSTTRAIN_MLFLOW_URL=served.mlflow):
+            yield True
+        return
+    yield False
+
+
+@contextmanager
 def prefect_session() -> Iterator[Callable[[], None]]:
     """Choose the Prefect API. To be entered before Prefect is imported; the yielded function waits for it, before the first flow.
 
     A server of our own starts while the caller goes on importing, and is stopped with everything that it started, also by the
     kernel if this process is killed. Prefect's own temporary server would be left behind.
     """
-    user_home = os.environ.get("PREFECT_HOME")
-    configure_environment()
-    if os.environ.get("PREFECT_API_URL") or _profile_names_an_api(user_home):
-        yield _nothing_to_wait_for
-        return
-    served = served_addresses()
-    if served is not None and answers(f"{served.prefect_api}/health"):
-        with _environment(PREFECT_API_URL=served.prefect_api, PREFECT_UI_URL=served.prefect, POSTTRAIN_MLFLOW_URL=served.mlflow):
+    with running_api() as found:
+        if found:
             yield _nothing_to_wait_for
-        return
+            return
     server = temporary_server()
     # Links in records lead to where `posttrain ui` will be, not to this server, which nobody can visit later.
     later = f"http://{LOOPBACK}:{PREFECT_PORT}"
