@@ -30,6 +30,8 @@ FIRST = ("recipe", "base_model", "curate", "data", "method", "methods")
 BOX = "A box of JSON with what differs from the defaults; its menu, Use form input, shows every setting."
 
 _KIND = "__prefect_kind"
+# The server checks a deployment's parameters before it reads boxes. The form shows none of these.
+_AS_BOX = {f"^{_KIND}$": {"const": "json"}, "^value$": {"type": "string"}}
 _LIMITS = {
     "minimum": "at least",
     "exclusiveMinimum": "more than",
@@ -87,7 +89,9 @@ def _complete(model: type[BaseModel], schema: JsonSchemaValue, handler: GetJsonS
             shown["default"] = to_jsonable_python(_default_of(field))
         shown["description"] = " ".join([inline(field.description or ""), *_facts(field, shown)])
         for inner, place in _inner_models(field.annotation, shown):
-            _complete(inner, handler.resolve_ref_schema(place), handler, done)
+            own = handler.resolve_ref_schema(place)
+            _complete(inner, own, handler, done)
+            own["patternProperties"] = _AS_BOX
 
 
 def _default_of(field: FieldInfo) -> Any:
@@ -130,7 +134,9 @@ def _inner_models(annotation: Any, shown: JsonSchemaValue) -> Iterator[tuple[typ
 
 def _is_box(name: str, field: FieldInfo) -> bool:
     model = _model_of(field.annotation)
-    return model is not None and (name not in FIRST or len(model.model_fields) > MOST_OPEN_FIELDS)
+    if model is None or any(inner.is_required() for inner in model.model_fields.values()):
+        return False
+    return name not in FIRST or len(model.model_fields) > MOST_OPEN_FIELDS
 
 
 # The values
@@ -143,6 +149,8 @@ def folded(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
     """
     config = model.model_validate(values)
     shown = dict(values)
+    if not issubclass(model, FormConfig):  # a flow of the user's own, whose schema knows no boxes
+        return shown
     for name, field in model.model_fields.items():
         value = getattr(config, name)
         if isinstance(value, BaseModel):

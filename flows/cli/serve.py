@@ -21,7 +21,7 @@ from flows.cli.servers import START_S, Server, ServerFailed, stopping
 from flows.cli.session import running_api, served_addresses
 from flows.cli.terminal import complain, err, out
 from flows.cli.ui import without_credentials
-from tasks.home import configure_environment, home
+from tasks.home import home
 
 if TYPE_CHECKING:
     from flows.deployments import Deployment
@@ -38,13 +38,6 @@ def serve(names: Sequence[str], with_ui: bool) -> int:
         ValueError: a name is unknown, or no Prefect server answers.
     """
     interrupts = _Interrupts()
-    configure_environment()
-    from tasks.locks import try_lock  # brings Prefect's lock protocol with it
-
-    lock = try_lock(home() / "serve.lock")
-    if lock is None:
-        complain(f"another `posttrain serve` is at work on {home()}: stop it first, or use it.")
-        return FAILED
     try:
         with _ui() if with_ui else nullcontext(), running_api() as found:
             if not found:
@@ -53,8 +46,6 @@ def serve(names: Sequence[str], with_ui: bool) -> int:
     except ServerFailed as error:
         complain(str(error))
         return FAILED
-    finally:
-        os.close(lock)
 
 
 class _Interrupts:
@@ -91,12 +82,21 @@ def _ui() -> Iterator[None]:
 
 
 def _serve(names: Sequence[str], interrupts: _Interrupts) -> int:
-    with err.status("Registering"):
-        require_server()
-        from flows.deployments import chosen
+    from tasks.locks import try_lock  # brings Prefect with it, which reads the environment then
 
-        deployments = chosen(names)
-    return asyncio.run(_execute(deployments, interrupts))
+    lock = try_lock(home() / "serve.lock")
+    if lock is None:
+        complain(f"another `posttrain serve` is at work on {home()}: use that one, or stop it first.")
+        return FAILED
+    try:
+        with err.status("Registering"):
+            require_server()
+            from flows.deployments import chosen
+
+            deployments = chosen(names)
+        return asyncio.run(_execute(deployments, interrupts))
+    finally:
+        os.close(lock)
 
 
 def require_server() -> None:
