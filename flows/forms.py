@@ -5,8 +5,8 @@ every nested model, and a default that a factory makes is not in the schema: unf
 flow's own default. So a description ends with default and limits, the factories' defaults are written down, a field has the name that it
 has in a recipe, small things come first, and the settings of a stage are one box of JSON that its menu unfolds.
 
-A box is sent as {"__prefect_kind": "json", "value": "..."}. Prefect's server reads it for a run of the form, and not for a run of a schedule:
-the config reads it itself.
+A box is sent as {"__prefect_kind": "json", "value": "..."}. Prefect's server reads it for a run of the form, and not for a run of a
+schedule: the config reads it itself.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from models.configs.base import StageConfig
 MOST_OPEN_FIELDS = 6  # of the first things; with more, a model is a box like those of the stages
 LONGEST_LINE = 100  # characters of JSON; what is longer gets a line for each key
 FIRST = ("recipe", "base_model", "curate", "data", "method", "methods")
+LAST = ("evaluate", "suites", "behaviour", "overoptimisation", "comparison", "held_out_reward", "evaluate_reward")
 BOX = "A box of JSON with what differs from the defaults; its menu, Use form input, shows every setting."
 
 _KIND = "__prefect_kind"
@@ -68,14 +69,14 @@ class FormConfig(StageConfig):
 
 
 def _rank(name: str, model: type[BaseModel]) -> tuple[int, int]:
-    """What must be given, the small first things, other plain values, stages of the flow, what every flow ends with."""
+    """What must be given, the small first things, other plain values, stages of the flow, inherited ones, what every flow ends with."""
     field = model.model_fields[name]
     order = list(model.model_fields).index(name)
     if name in FIRST:
         return 1, FIRST.index(name)
     if _model_of(field.annotation) is None:
         return (0 if field.is_required() else 2), order
-    return (3 if name in inspect.get_annotations(model) else 4), order
+    return (5 if name in LAST else 3 if name in inspect.get_annotations(model) else 4), order
 
 
 def _complete(model: type[BaseModel], schema: JsonSchemaValue, handler: GetJsonSchemaHandler, done: set[type[BaseModel]]) -> None:
