@@ -1,7 +1,7 @@
 """The deployments of prefect.yaml, which `posttrain serve` and `prefect deploy` both register.
 
 A deployment is a recipe, with its values in the run form; a flow without a recipe has one too. What a recipe says is filled in by a build
-step of prefect.yaml, {{ recipes.<name>.description }} and {{ recipes.<name>.parameters }}: a recipe is written down once.
+step of prefect.yaml, {{ recipes.<name>.description }} and {{ recipes.<name>.config }}: a recipe is written down once.
 """
 
 from __future__ import annotations
@@ -102,16 +102,16 @@ def deployments() -> list[Deployment]:
 
 @functools.cache
 def recipe_values() -> dict[str, Any]:
-    """The build step of prefect.yaml: description and parameters of every packaged recipe, by its name."""
-    return {name: {"description": recipe.description, "parameters": _parameters(recipe)} for name, recipe in _packaged().items()}
+    """The build step of prefect.yaml: description of every packaged recipe, and its config as the form shows it, by its name."""
+    return {name: {"description": recipe.description, "config": _shown(recipe)} for name, recipe in _packaged().items()}
 
 
 def _packaged() -> dict[str, recipes.Recipe]:
     return {name: recipes.load(name) for name in recipes.known()}
 
 
-def _parameters(recipe: recipes.Recipe) -> dict[str, Any]:
-    return {"config": folded(recipes.config_class(recipes.flow_of(recipe)), recipe.config)}
+def _shown(recipe: recipes.Recipe) -> dict[str, Any]:
+    return folded(recipes.config_class(recipes.flow_of(recipe)), recipe.config)
 
 
 # Choosing
@@ -148,6 +148,6 @@ def of_file(path: str) -> Deployment:
         name=recipe.name,
         entrypoint=f"{flow.fn.__module__}.{flow.fn.__name__}",
         description=recipe.description,
-        parameters=_parameters(recipe),
+        parameters={"config": _shown(recipe)},
         tags=["posttrain"],
     )

@@ -10,14 +10,18 @@ import re
 import signal
 import sqlite3
 import subprocess
+import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows.cli.serve import require_server
 
 pytestmark = pytest.mark.timeout(900)  # most of it is waiting for servers and processes, which a busy machine starts slowly
 SHOTS = os.environ.get("POSTTRAIN_FORM_SHOTS")
@@ -52,6 +56,45 @@ def call(url: str, body: Any = None) -> Any:
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as response:
         return json.load(response)
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """A server that answers everything with the status that its path begins with."""
+
+    def do_POST(self) -> None:
+        self.send_error(int(self.path.split("/")[1]))
+
+    do_GET = do_POST
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/401/api", "refuses us (401): set PREFECT_API_AUTH_STRING=user:password"),
+        ("/404", "answers with 404, which no Prefect API does: PREFECT_API_URL ends with /api"),
+        ("", "start it, or leave PREFECT_API_URL out and start `posttrain ui`"),
+    ],
+)
+def test_a_server_that_does_not_let_us_in_is_said_with_what_to_do(path: str, message: str) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://user:secret@127.0.0.1:{server.server_port}{path}"
+    if not path:
+        server.shutdown()
+        server.server_close()
+    with temporary_settings({PREFECT_API_URL: url}), pytest.raises(ValueError, match=re.escape(message)) as refused:
+        require_server()
+    assert "secret" not in str(refused.value)
+    server.shutdown()
+    server.server_close()
+
+
+def test_without_a_server_it_says_what_to_start(mini: Any) -> None:
+    _, err = mini.posttrain("serve", code=2)
+    assert "start `posttrain ui` in another terminal, give --ui, or name a server with PREFECT_API_URL" in err
 
 
 class Site:
@@ -111,8 +154,10 @@ def submit(page: Any) -> None:
     page.get_by_role("button", name="Submit").click()
 
 
-def picture(page: Any, name: str) -> None:
+def picture(page: Any, name: str, height: int) -> None:
     if SHOTS:
+        page.set_viewport_size({"width": 1100, "height": height})
+        page.wait_for_timeout(3000)
         page.screenshot(path=f"{SHOTS}/{name}.png")
 
 
@@ -127,7 +172,7 @@ def test_a_run_from_the_form_to_its_pages(chromium: Any, site: Site) -> None:
     assert "epochs" not in titles  # of sft, which is folded
     assert "Default 0, at least 0." in seed.inner_text() and seed.locator("input").input_value() == "0"
     assert "scratch" in field(page, "kind").inner_text() and '"batch_size": 12' in sft.inner_text()
-    picture(page, "run-form")
+    picture(page, "run-form", 1900)
     sft.locator(".schema-form-property-menu button").first.click()
     page.get_by_text("Use form input").last.click()
     epochs = field(sft, "epochs")
@@ -137,7 +182,7 @@ def test_a_run_from_the_form_to_its_pages(chromium: Any, site: Site) -> None:
 
     field(sft, "batch_size").locator("input").fill("0")
     submit(page)
-    page.get_by_text("'config.sft.batch_size'. Failure reason: 0 is less than the minimum of 1").wait_for()
+    page.get_by_text("'config.sft.batch_size'. Failure reason: 0 is less than the minimum of 1").first.wait_for()
     assert call(f"{site.api}/flow_runs/count", {}) == 0
     field(sft, "batch_size").locator("input").fill("8")
     seed.locator("input").fill("5")
@@ -157,7 +202,7 @@ def test_a_run_from_the_form_to_its_pages(chromium: Any, site: Site) -> None:
     page.locator(".p-tab", has_text="Artifacts").click()
     table = page.get_by_text("comparison", exact=True).first
     table.wait_for()
-    picture(page, "run-page")
+    picture(page, "run-page", 1000)
     report = page.get_by_role("link", name="The whole comparison as a page").get_attribute("href")
     mlflow = page.get_by_role("link", name="Metrics, parameters and models").get_attribute("href")
     assert mlflow.startswith(site.addresses["mlflow"]) and report == f"{mlflow}/artifacts/report.html"
@@ -178,7 +223,7 @@ def test_a_run_that_is_killed_has_crashed_and_the_next_one_runs(site: Site) -> N
     wait_for(lambda: site.state(again) == "COMPLETED", "the next run")
 
 
-def test_a_second_serve_and_a_server_that_is_not_there_say_what_to_do(site: Site) -> None:
+def test_a_second_serve_says_that_there_is_one(site: Site) -> None:
     _, err = site.mini.posttrain("serve", code=1)
     assert "another `posttrain serve` is at work on" in err
 
