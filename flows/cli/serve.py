@@ -143,7 +143,11 @@ async def _execute(deployments: Sequence[Deployment], interrupts: _Interrupts) -
     if not running.done():
         err.print("Stopping: every run saves and ends. Retry on a run's page goes on from there.", soft_wrap=True)
         await runner.astop()
-    await running
+    try:
+        await running
+    except Exception:
+        require_server()  # after a minute and a half without it the runner gives up: that is said in a line
+        raise
     return 0
 
 
