@@ -56,6 +56,7 @@ class Deployment(BaseModel):
     concurrency_limit: Limit = Limit()
     schedules: list[dict[str, Any]] = []
     triggers: list[dict[str, Any]] = []
+    paused: bool | None = None  # None leaves it as it is on the server
     work_pool: dict[str, Any] = Field(default={}, exclude=True)
 
     def loaded(self) -> Flow[..., Any]:
@@ -71,6 +72,7 @@ class Deployment(BaseModel):
             parameters=self.parameters,
             description=self.description,
             tags=self.tags,
+            paused=self.paused,
             schedules=[_schedule(entry) for entry in self.schedules],
             triggers=[_trigger(entry, f"{self.name}__automation_{number}") for number, entry in enumerate(self.triggers, 1)],
             concurrency_limit=ConcurrencyLimitConfig.model_validate(self.concurrency_limit.model_dump()),
