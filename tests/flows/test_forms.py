@@ -10,6 +10,7 @@ from prefect.utilities.schema_tools import hydrate, validate
 from pydantic import Field
 
 from flows import deployments, post_train, recipes
+from flows.decoding import DecodingConfig
 from flows.forms import FormConfig, folded, unfolded
 from models.configs.base import StageConfig
 from tasks.home import CHECKOUT
@@ -85,6 +86,11 @@ def test_the_form_of_a_recipe_runs_the_recipe(listed, name):
     assert type(config).model_validate(read["config"]) == config
     known = parameter_schema(flow).model_dump_for_openapi()
     assert validate(deployment.parameters, known) == validate(read, known) == []
+
+
+def test_a_box_that_leaves_the_mode_out_is_read_before_the_mode_is_filled_in():
+    config = DecodingConfig.model_validate({"cards": {"__prefect_kind": "json", "value": '{"max_tries": 3}'}})
+    assert (config.cards.mode, config.cards.max_tries) == ("cards", 3)
 
 
 def test_every_flow_has_a_deployment_and_every_config_a_form(listed):
