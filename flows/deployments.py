@@ -96,10 +96,14 @@ def _trigger(entry: dict[str, Any], name: str) -> DeploymentTriggerTypes:
 
 def deployments() -> list[Deployment]:
     """The entries of prefect.yaml, filled in."""
-    listed = yaml.safe_load(FILE.read_text(encoding="utf-8"))["deployments"]
+    return filled(yaml.safe_load(FILE.read_text(encoding="utf-8"))["deployments"])
+
+
+def filled(listed: list[dict[str, Any]]) -> list[Deployment]:
+    """Entries of prefect.yaml with what the build step knows."""
     triggers = [entry.pop("triggers", []) for entry in listed]  # they have templates of their own, which an event fills in
-    filled = apply_values(listed, {"recipes": recipe_values()})
-    return [Deployment.model_validate({**entry, "triggers": own}) for entry, own in zip(filled, triggers, strict=True)]
+    entries = apply_values(listed, {"recipes": recipe_values()})
+    return [Deployment.model_validate({**entry, "triggers": own}) for entry, own in zip(entries, triggers, strict=True)]
 
 
 @functools.cache

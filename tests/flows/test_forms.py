@@ -127,16 +127,18 @@ def test_what_serve_registers_is_what_prefect_yaml_says(listed):
         assert (made.entrypoint, made.tags) == (entry["entrypoint"], entry["tags"])
         assert made.concurrency_limit == entry["concurrency_limit"]["limit"]
         assert made.concurrency_options.collision_strategy == "ENQUEUE" and made.work_pool_name is None
+        assert {"work_pool_name", "work_queue_name"} <= made.model_fields_set  # so that one set by `prefect deploy` is taken away
         assert "{{" not in json.dumps([made.description, made.parameters]) and made.description
 
 
 def test_schedules_and_triggers_of_prefect_yaml_are_served():
-    made = deployments.Deployment(
-        name="nightly",
-        entrypoint="flows.curation.curation",
-        schedules=[{"cron": "0 3 * * *", "timezone": "Europe/Berlin", "slug": "night"}],
-        triggers=[{"type": "event", "expect": ["labels.enough"], "parameters": {"a": "{{ event.id }}"}}],
-    ).for_serving()
+    entry = {
+        "name": "nightly",
+        "entrypoint": "flows.curation.curation",
+        "schedules": [{"cron": "0 3 * * *", "timezone": "Europe/Berlin", "slug": "night"}],
+        "triggers": [{"type": "event", "expect": ["labels.enough"], "parameters": {"a": "{{ event.id }}"}}],
+    }
+    made = deployments.filled([entry])[0].for_serving()
     assert made.schedules is not None and made.schedules[0].schedule.timezone == "Europe/Berlin" and made.schedules[0].slug == "night"
     assert made.triggers[0].name == "nightly__automation_1" and made.triggers[0].parameters == {"a": "{{ event.id }}"}
 
