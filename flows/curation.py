@@ -7,7 +7,7 @@ from prefect import flow
 from pydantic import Field
 
 from data.configs import CurateConfig
-from models.configs.base import StageConfig
+from flows.forms import FormConfig
 from models.configs.base_model import BaseModelConfig
 from tasks.base_model import base_model
 from tasks.curate import curate, publish
@@ -15,7 +15,7 @@ from tasks.store import Artifact
 from tasks.tracking import pipeline
 
 
-class CurationConfig(StageConfig):
+class CurationConfig(FormConfig):
     """Settings of every stage of the flow ``curation``."""
 
     seed: int = Field(default=0, ge=0, description="Seed of the split, of blocks that draw, and of the rows shown.")

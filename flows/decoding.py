@@ -10,9 +10,9 @@ from prefect import flow
 from pydantic import Field, model_validator
 
 from data.configs import CurateConfig
+from flows.forms import FormConfig, unfolded
 from flows.people import asking
 from flows.preferences import prefer
-from models.configs.base import StageConfig
 from models.configs.base_model import BaseModelConfig
 from models.configs.dpo import DPOConfig
 from models.configs.guidance import (
@@ -44,7 +44,7 @@ from tasks.tracking import pipeline
 GUIDED = ("args", "pargs", "cd", "farma", "cards", "best_of_n")
 
 
-class DecodingConfig(StageConfig):
+class DecodingConfig(FormConfig):
     """Settings of every stage of the flow ``decoding``."""
 
     seed: int = Field(default=0, ge=0, description="Seed of every stage: data split, sampling, order of examples.")
@@ -76,6 +76,7 @@ class DecodingConfig(StageConfig):
     @classmethod
     def _name_modes(cls, values: Any) -> Any:
         """The settings of a row need not repeat its mode."""
+        values = unfolded(values)
         if not isinstance(values, dict):
             return values
         defaults = {"prefix_reward": {"loss": "prefix_bradley_terry"}} | {mode: {"mode": mode} for mode in GUIDED}

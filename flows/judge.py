@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pydantic import Field, model_validator
 
 from data.configs import CurateConfig
+from flows.forms import FormConfig
 from flows.held_out import held_out_reward
 from flows.suites import SuitesConfig, measured
 from models.configs.base import StageConfig
@@ -28,7 +29,7 @@ from tasks.overoptimisation import overoptimisation
 from tasks.store import Artifact
 
 
-class JudgedConfig(StageConfig):
+class JudgedConfig(FormConfig):
     """How policies are judged."""
 
     seed: int = Field(default=0, ge=0, description="Seed of every stage: data split, sampling, order of examples.")

@@ -6,7 +6,7 @@ base_model -> judge_accuracy
 from prefect import flow
 from pydantic import Field
 
-from models.configs.base import StageConfig
+from flows.forms import FormConfig
 from models.configs.base_model import BaseModelConfig
 from models.configs.judge_accuracy import JudgeAccuracyConfig
 from tasks.base_model import base_model
@@ -16,7 +16,7 @@ from tasks.store import Artifact
 from tasks.tracking import pipeline
 
 
-class JudgeAccuracyFlowConfig(StageConfig):
+class JudgeAccuracyFlowConfig(FormConfig):
     """Settings of the flow ``judge_accuracy``."""
 
     seed: int = Field(default=0, ge=0, description="Seed of rows, principles and intervals.")

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from data.markdown import inline
 from flows.evidence import Reports, evidence_of, judged_again, reports_of
-from models.configs.base import StageConfig
+from flows.forms import FormConfig
 from models.configs.promotion import GateConfig
 from models.model_card import CardContent, Made, card, decision_table
 from models.promotion import Decision, Evidence, decide
@@ -34,7 +34,7 @@ from tasks.tracking import PipelineRun, pipeline
 ATTEMPTS = 5  # at deciding, where another promoter is faster each time
 
 
-class PromotionConfig(StageConfig):
+class PromotionConfig(FormConfig):
     """Settings of the flow ``promotion``."""
 
     candidate: str = Field(min_length=1, description="RUN/POLICY: a run, or a recipe for its latest run, and a policy that it evaluated.")

@@ -3,6 +3,8 @@
 base_model -> curate -> sft -> collect_preferences -> reward_model -> { rejection_sampling, ppo, grpo, dpo } -> evaluate -> comparison
 """
 
+from typing import Literal
+
 from prefect import flow
 from pydantic import Field
 
@@ -31,6 +33,9 @@ from tasks.tracking import pipeline
 class RLHFConfig(RewardFlowConfig):
     """Settings of every stage of the flow ``rlhf``."""
 
+    methods: list[Literal["rejection_sampling", "ppo", "grpo", "dpo"]] = Field(
+        default_factory=lambda: ["rejection_sampling", "ppo", "grpo", "dpo"], description="Methods to post-train with and compare."
+    )
     sft: SFTConfig = Field(default_factory=SFTConfig, description="Supervised fine-tuning.")
     preferences: PreferencesConfig = Field(default_factory=PreferencesConfig, description="Preference collection.")
     labelling: LabellingConfig = Field(default_factory=LabellingConfig, description="People\'s labels, where a judge is people.")
@@ -54,12 +59,12 @@ def rlhf(config: RLHFConfig) -> Artifact:
         policy = sft(config.sft, base, data, seed=seed)
         preferences = prefer(config.preferences, {"sft": policy, "base": base}, data, seed=seed, ask_people=people)
         reward = reward_model(config.reward_model, policy, preferences, seed=seed)
-        policies = {
-            "base": base,
-            "sft": policy,
-            "rejection_sampling": rejection_sampling(config.rejection_sampling, policy, preferences, reward, seed=seed),
-            "ppo": ppo(config.ppo, policy, data, reward, seed=seed),
-            "grpo": grpo(config.grpo, policy, data, reward if "reward_model" in config.grpo.reward_sources else None, seed=seed),
-            "dpo": dpo(config.dpo, policy, preferences, seed=seed),
+        grpo_reward = reward if "reward_model" in config.grpo.reward_sources else None
+        methods = {
+            "rejection_sampling": lambda: rejection_sampling(config.rejection_sampling, policy, preferences, reward, seed=seed),
+            "ppo": lambda: ppo(config.ppo, policy, data, reward, seed=seed),
+            "grpo": lambda: grpo(config.grpo, policy, data, grpo_reward, seed=seed),
+            "dpo": lambda: dpo(config.dpo, policy, preferences, seed=seed),
         }
-        return judge(config, policies, policy, data, reward, preferences)
+        trained = {name: train() for name, train in methods.items() if name in config.methods}
+        return judge(config, {"base": base, "sft": policy, **trained}, policy, data, reward, preferences)

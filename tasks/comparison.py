@@ -46,6 +46,8 @@ def publish(report: Artifact) -> None:
     rows = [{COLUMNS[name]: marked(row, name, content.get("gains")) for name in columns} for row in content["rows"]]
     pipeline = tracking.current_pipeline()
     if pipeline is not None:
-        run = f"[MLflow run of this flow]({pipeline.url})" if pipeline.url else "MLflow run of this flow"
-        where = f"The whole report is `report.html` in the {run}; on this machine it is `{place}`."
+        url = pipeline.url
+        run = f"[MLflow run of this flow]({url})" if url else "MLflow run of this flow"
+        page = f"[`report.html`]({url}/artifacts/report.html)" if url else "`report.html`"
+        where = f"The whole report is {page} in the {run}; on this machine it is `{place}`."
         pipeline.table(rows, f"{content['markdown']}\n{where}\n", "comparison")

@@ -96,6 +96,16 @@ def flow_run() -> Any | None:
     return context.flow_run if context is not None else None
 
 
+def deployment_name() -> str:
+    """The name of the deployment that the Prefect flow run is of, which is that of a recipe; empty where there is none."""
+    run = flow_run()
+    if run is None or run.deployment_id is None:
+        return ""
+    from prefect.runtime import deployment
+
+    return str(deployment.name or "")
+
+
 def flow_tags() -> dict[str, str]:
     """Tags that lead from MLflow to the Prefect flow run."""
     run = flow_run()

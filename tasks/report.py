@@ -43,6 +43,7 @@ def publish_report(content: Mapping[str, Any]) -> Path | None:
     write_page(path, text)
     if pipeline is not None:
         pipeline.file(text, "report.html")
+        pipeline.link("report.html", "report", "The whole comparison as a page")
         for one in judged:
             _publish_policy(pipeline, content, one, facts)
     return path

@@ -109,6 +109,11 @@ class PipelineRun:
             OpenRun(ref=self.ref, name=self.name, parent=parent, started_ms=now_ms(), tags={**known, **tags}, params=fixed)
         )
 
+    def link(self, path: str, key: str, words: str) -> None:
+        """Show a link to a file of the run on the page of the Prefect flow run; nothing as long as MLflow has not answered."""
+        if self.url is not None and provenance.flow_run() is not None:
+            _link_in_prefect(f"{self.url}/artifacts/{path}", key, words)
+
     def open_stage(self, label: str, stage: str, key: str, params: Params, inputs: Mapping[str, Artifact]) -> StageRun:
         """The child run of a stage; that of an earlier attempt at the same key goes on."""
         assert self.session is not None
@@ -271,10 +276,19 @@ def _link_from_prefect(run: PipelineRun, run_id: str) -> None:
     from prefect.artifacts import create_link_artifact
     from prefect.client.orchestration import get_client
 
-    text = "Metrics, parameters and models of this flow run. On a machine without a tracking server, `posttrain ui` serves the page."
+    text = f"[Metrics, parameters and models]({run.url}) of this flow run. Without a tracking server, `posttrain ui` serves the page."
     create_link_artifact(link=str(run.url), link_text=f"MLflow: {run.name}", key="mlflow-run", description=text)
     with get_client(sync_client=True) as client:
         client.update_flow_run_labels(flow_run.id, {"mlflow.run_id": run_id})
+
+
+def _link_in_prefect(url: str, key: str, words: str) -> None:
+    from prefect.artifacts import create_link_artifact
+
+    try:
+        create_link_artifact(link=url, link_text=words, key=key, description=f"[{words}]({url})")
+    except Exception as error:  # a link is not worth a finished run
+        log.warning("%r is not linked from Prefect: %s", key, error)
 
 
 def _show_in_prefect(markdown: str, key: str, rows: list[dict[str, Any]] | None = None) -> None:

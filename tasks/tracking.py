@@ -93,7 +93,7 @@ def pipeline(name: str, params: Params, tags: Mapping[str, str] | None = None) -
     status: Status = "FINISHED"
     try:
         # A run that a worker or the Prefect UI started is recorded here, one of the command line already is: gc spares what runs made.
-        with registry.recording(name, params, getattr(params, "seed", None)):
+        with registry.recording(provenance.deployment_name() or name, params, getattr(params, "seed", None)):
             yield run
     except BaseException as error:
         status = status_of(error)

@@ -1,5 +1,5 @@
-"""The command line: `posttrain run`, `explain`, `compare`, `artifacts`, `label`, `labels`, `lint`, `ui`, `watch`, `notify`, `chat`,
-`recipes`, `promote`, `rollback`, `champions`.
+"""The command line: `posttrain run`, `explain`, `compare`, `artifacts`, `label`, `labels`, `lint`, `ui`, `serve`, `watch`, `notify`,
+`chat`, `recipes`, `promote`, `rollback`, `champions`.
 
 Only names and help texts are here: a command imports what it needs when it runs, so that `posttrain --help` answers at once.
 
@@ -150,6 +150,25 @@ def ui_command(
     from flows.cli.ui import ui
 
     _carry_out(lambda: ui(prefect_port, mlflow_port))
+
+
+@app.command("serve")
+def serve_command(
+    names: Annotated[
+        list[str] | None,
+        typer.Option("--name", metavar="NAME", help="Only this recipe, flow or recipe's YAML file; may be given several times."),
+    ] = None,
+    ui: Annotated[bool, typer.Option("--ui", help="Start `posttrain ui` too, if it does not run.")] = False,
+) -> None:
+    """Register every recipe and flow with the Prefect server, and run what is started in its pages on this machine, until Ctrl-C.
+
+    Ctrl-C or SIGTERM: nothing new starts, every run saves, within 30 s, and is Cancelled; Retry on its page goes on from there.
+
+    [bold]Example:[/bold] posttrain serve --ui --name quickstart --name mine.yaml
+    """
+    from flows.cli.serve import serve
+
+    _carry_out(lambda: serve(names or [], ui))
 
 
 @app.command("watch")

@@ -158,7 +158,6 @@ def require_mlflow() -> None:
             raise ValueError(str(error)) from None
 
 
-
 def _without_heartbeats() -> AbstractContextManager[object]:
     """Prefect's settings for a flow whose server ends with it: a heartbeat that nobody sees would cost each flow run a second."""
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings

@@ -142,11 +142,16 @@ class Mini:
         mine = {"POSTTRAIN_HOME": str(self.home), "PYTHONPATH": str(self.root), "POSTTRAIN_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1"}
         return {**kept, **mine}
 
+    cwd = ROOT
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "flows.cli", *arguments]
+
     def start(self, *arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
         """`posttrain ARGUMENTS` as a process."""
         return subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", *arguments],
-            cwd=ROOT,
+            self.command(*arguments),
+            cwd=self.cwd,
             env={**self.environment, **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

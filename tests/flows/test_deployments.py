@@ -20,10 +20,6 @@ def test_a_deployment_is_loaded_from_a_module(deployment):
     assert flow.fn.__module__ == deployment["entrypoint"].rpartition(".")[0]
 
 
-def test_every_flow_has_a_deployment():
-    assert sorted(deployment["entrypoint"].rpartition(".")[2] for deployment in DEPLOYMENTS) == recipes.known_flows()
-
-
 @pytest.mark.parametrize("name", recipes.known_flows())
 def test_the_run_form_has_no_unions(name):
     """Prefect's form keeps the keys of the member that was chosen before, and the server refuses them."""
