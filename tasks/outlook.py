@@ -22,7 +22,7 @@ from models.spending import read_cost
 from tasks import registry
 from tasks.home import home
 from tasks.key import explain_miss
-from tasks.plan import PlanEntry, planning
+from tasks.plan import PlanEntry, current_plan, planning
 from tasks.reasons import Cause, cause_of
 from tasks.registry import Outcome, RunRecord, StageRecord
 from tasks.store import Artifact
@@ -133,7 +133,7 @@ def expecting(planned: Sequence[PlanEntry]) -> Iterator[None]:
 @contextlib.contextmanager
 def told(pipeline: PipelineRun) -> Iterator[None]:
     """Follow a run, and say at its end in one line what it did. Inside another that is followed, nothing: its stages belong to that one."""
-    if _current.get() is not None:
+    if _current.get() is not None or current_plan() is not None:
         yield
         return
     outlook = _outlook(pipeline.pipeline)
@@ -215,9 +215,15 @@ def _cost_s(stage: StageRecord) -> float | None:
 
 
 def _summary(outlook: Outlook, pipeline: PipelineRun, how: str) -> str:
-    counts = Counter("hits" if outcome == "hit" else outcome for outcome in outlook.outcomes.values())
-    done = ", ".join([f"{len(outlook.outcomes)} stages", *(f"{number} {outcome}" for outcome, number in sorted(counts.items()))])
+    counts = Counter(outlook.outcomes.values())
+    hits = counts.pop("hit", 0)
+    parts = [_number(len(outlook.outcomes), "stage"), *(f"{number} {outcome}" for outcome, number in sorted(counts.items()))]
+    done = ", ".join([*parts, *([_number(hits, "hit")] if hits else [])])
     return f"{_name(pipeline)} {how} after {duration(outlook.seconds)}: {done}"
+
+
+def _number(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _name(pipeline: PipelineRun) -> str:

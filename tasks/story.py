@@ -21,6 +21,7 @@ from tasks.store import Artifact
 from tasks.wording import duration, one_line
 
 SHORTEST_WAIT_S = 1.0  # that is told
+LONGEST_NAME = 100
 LONGEST_ERROR = 240
 # Marks records of the story: the command line shows the same in its own way, and must not show it twice.
 STORY = {"story": True}
@@ -46,7 +47,8 @@ class StageStory:
     """
 
     def __init__(self, label: str, stage: str, find_cause: Callable[[Outcome], Cause]) -> None:
-        self.label = one_line(label)
+        self.label = label
+        self.name = one_line(label, LONGEST_NAME)
         self.stage = stage
         self.resumed_step: int | None = None
         self._find_cause = find_cause
@@ -75,7 +77,7 @@ class StageStory:
 
     def failed(self, error: BaseException) -> None:
         """An attempt failed."""
-        self._failures.append(_said(error))
+        self._failures.append(self._said(error))
 
     # At the end
 
@@ -88,24 +90,23 @@ class StageStory:
         if outcome == "hit":
             why = self._find_cause("hit").phrase(self.stage)
             digest = artifact.digest[:12] if artifact else ""
-            return f"{self.label}: hit, artifact {digest} {why}{self._waited(', after')}", why
+            return f"{self.name}: hit, artifact {digest} {why}{self._waited(', after')}", why
         if error is not None:
-            said = self._failures[-1] if self._failures else _said(error)
+            said = self._failures[-1] if self._failures else self._said(error)
             attempt = f" in attempt {len(self._failures)}" if len(self._failures) > 1 else ""
-            return f"{self.label}: failed after {duration(seconds)}{attempt}: {said}", said
+            return f"{self.name}: failed after {duration(seconds)}{attempt}: {said}", said
         why = self._cause.phrase(self.stage) if self._cause else ""
         took = f"{duration(max(seconds - sum(self._waits_s.values()), 0.0))}{self._waited(' after')}"
         attempts = f" (attempt {len(self._failures) + 1}; before: {self._failures[-1]})" if self._failures else ""
         if outcome != "resumed":
-            return f"{self.label}: computed in {took}, {why}{attempts}", f"{why}{attempts}"
+            return f"{self.name}: computed in {took}, {why}{attempts}", f"{why}{attempts}"
         step = f"after update {self.resumed_step}"
         begun = f", {why}" if self._cause and self._cause.kind == "begun" else ""
-        return f"{self.label}: resumed {step}{begun}, computed in {took}{attempts}", f"{step}{begun}{attempts}"
+        return f"{self.name}: resumed {step}{begun}, computed in {took}{attempts}", f"{step}{begun}{attempts}"
 
     def _waited(self, word: str) -> str:
         told = [f"{duration(seconds)} for {what}" for what, seconds in self._waits_s.items() if seconds >= SHORTEST_WAIT_S]
         return f"{word} waiting {' and '.join(told)}" if told else ""
 
-
-def _said(error: BaseException) -> str:
-    return one_line(str(error) or type(error).__name__, LONGEST_ERROR)
+    def _said(self, error: BaseException) -> str:
+        return one_line(str(error).removeprefix(f"{self.label}: ") or type(error).__name__, LONGEST_ERROR)
