@@ -1,7 +1,7 @@
 """Where a run stands among the stages that it is planned to call, and how long the rest of it takes.
 
-    with told(pipeline):            # in a flow's body; tasks/tracking.py does it
-        ...                         # a stage asks: outlook.current()
+    with following("rlhf") as view:     # in a flow's body; tasks/tracking.py does it
+        ...                             # a stage asks: outlook.current()
 
 The plan is made once, when the run begins, by running the flow's body with stages that compute nothing (tasks/plan.py). Time is said only
 where it is known: the stage that runs by its own pace, each one that is still to be computed by what it cost in the last finished run of
@@ -14,7 +14,6 @@ import contextlib
 import contextvars
 import logging
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,9 +25,7 @@ from tasks.plan import PlanEntry, current_plan, planning
 from tasks.reasons import Cause, cause_of
 from tasks.registry import Outcome, RunRecord, StageRecord
 from tasks.store import Artifact
-from tasks.story import LONGEST_ERROR, run_logger, tell_line
-from tasks.tracked import PipelineRun, status_of
-from tasks.wording import about, duration, one_line
+from tasks.wording import about
 
 SAME_SIZE = 0.1  # by how much an artifact may differ in size from that of the run whose times are used
 
@@ -74,6 +71,16 @@ class Outlook:
     def total(self) -> int:
         """Stages planned; 0 where the plan is not known, or the run left it."""
         return len(self.planned) if self._is_planned else 0
+
+    @property
+    def percent(self) -> float:
+        """Share of the planned stages that have ended."""
+        return 100 * len(self.outcomes) / len(self.planned) if self.planned else 0.0
+
+    @property
+    def done(self) -> str:
+        """`3 of 9 stages done`."""
+        return f"{len(self.outcomes)} of {len(self.planned)} stages done"
 
     def place(self, label: str) -> str:
         """`stage 4 of 9`; empty where the plan is not known."""
@@ -130,26 +137,6 @@ def expecting(planned: Sequence[PlanEntry]) -> Iterator[None]:
         _expected.reset(token)
 
 
-@contextlib.contextmanager
-def told(pipeline: PipelineRun) -> Iterator[None]:
-    """Follow a run, and say at its end in one line what it did. Inside another that is followed, nothing: its stages belong to that one."""
-    if _current.get() is not None or current_plan() is not None:
-        yield
-        return
-    outlook = _outlook(pipeline.pipeline)
-    token = _current.set(outlook)
-    how, why = "finished", []
-    try:
-        yield
-    except BaseException as error:
-        how = {"KILLED": "stopped", "SCHEDULED": "suspended"}.get(status_of(error), "failed")
-        why = [one_line(f"{type(error).__name__}: {error}", LONGEST_ERROR)]
-        raise
-    finally:
-        _current.reset(token)
-        tell_line(run_logger(), ". ".join([_summary(outlook, pipeline, how), *why, *_places(pipeline)]))
-
-
 def earlier_runs() -> list[RunRecord]:
     """The runs before the current one, the oldest first; none outside of a run."""
     live = registry.current_run()
@@ -169,6 +156,20 @@ def cause_now(label: str, key: str, document: Mapping[str, Any], outcome: Outcom
         return Cause("lost")
     changes = explain_miss(store / "keydocs", key, document)
     return Cause("changed", changes=changes) if changes else Cause("first")
+
+
+@contextlib.contextmanager
+def following(name: str) -> Iterator[Outlook | None]:
+    """The outlook of a run that begins; None inside another that is followed, whose stages these are, and in a plan."""
+    if _current.get() is not None or current_plan() is not None:
+        yield None
+        return
+    view = _outlook(name)
+    token = _current.set(view)
+    try:
+        yield view
+    finally:
+        _current.reset(token)
 
 
 def _outlook(name: str) -> Outlook:
@@ -212,30 +213,3 @@ def _costs(run: RunRecord, planned: dict[str, PlanEntry]) -> dict[str, float]:
 def _cost_s(stage: StageRecord) -> float | None:
     cost = read_cost(home() / "store" / "costs" / f"{stage.key}.json")
     return float(cost["seconds"]) if cost is not None else None
-
-
-def _summary(outlook: Outlook, pipeline: PipelineRun, how: str) -> str:
-    counts = Counter(outlook.outcomes.values())
-    hits = counts.pop("hit", 0)
-    parts = [_number(len(outlook.outcomes), "stage"), *(f"{number} {outcome}" for outcome, number in sorted(counts.items()))]
-    done = ", ".join([*parts, *([_number(hits, "hit")] if hits else [])])
-    return f"{_name(pipeline)} {how} after {duration(outlook.seconds)}: {done}"
-
-
-def _number(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _name(pipeline: PipelineRun) -> str:
-    live = registry.current_run()
-    return live.name if live is not None else pipeline.name
-
-
-def _places(pipeline: PipelineRun) -> list[str]:
-    """Where what the run made can be seen."""
-    name = _name(pipeline)
-    tables = [f"Table: artifact {pipeline.tables[-1]} of this run"] if pipeline.tables else []
-    page = registry.report_path(name)
-    pages = [f"Page: {page}"] if page.exists() else []
-    metrics = [f"MLflow: {pipeline.url}"] if pipeline.url else []
-    return [*tables, *pages, *metrics, f"Why each stage was computed or not: posttrain explain {name}"]

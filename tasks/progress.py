@@ -22,6 +22,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
+from weakref import WeakKeyDictionary
 
 from data.markdown import inline
 from tasks import outlook, process, provenance
@@ -41,6 +42,7 @@ REQUEST_S = 5.0
 AGAIN_AFTER_S = 30.0  # where the API was away
 WAIT_AT_END_S = 2.0  # for the last value to arrive
 FILE = "outlook.json"
+RUN_KEY = "progress"
 HEARTBEAT = "POSTTRAIN_HEARTBEAT_MIN"
 DEFAULT_HEARTBEAT_MIN = 10.0
 
@@ -87,6 +89,8 @@ class Follower:
         self._is_done = False
         self._thread: threading.Thread | None = None
         self._artifact: ProgressArtifact | None = None
+        self._artifact_of_run: ProgressArtifact | None = None
+        self._connection = Connection()
 
     # For the thread of the stage
 
@@ -97,7 +101,8 @@ class Follower:
         with self._changed:
             self._latest, self._heard_at = progress, time.monotonic()
         if self._thread is None:
-            self._artifact = ProgressArtifact.of_run(f"progress-{self.label}")
+            self._artifact = ProgressArtifact.new(f"progress-{self.label}")
+            self._artifact_of_run = _artifact_of_run(self.outlook)
             run = contextvars.copy_context().run  # with Prefect's settings
             self._thread = threading.Thread(target=run, args=(self._follow,), name=f"progress of {self.name}", daemon=True)
             self._thread.start()
@@ -129,7 +134,7 @@ class Follower:
             pause_s = EVERY_S * min(max((time.monotonic() - self._began) / 300, 1.0), EVERY_AT_MOST_S / EVERY_S)
         if self._artifact is not None:
             self._show_last(self._artifact)
-            self._artifact.close()
+        self._connection.close()
 
     def _is_over(self, pause_s: float) -> bool:
         with self._changed:
@@ -147,21 +152,23 @@ class Follower:
             self._beat(progress, left_s, age_s)
         if self._artifact is not None and progress.state == "running":
             self._show(self._artifact, progress, left_s, place)
+        if self._artifact_of_run is not None and self.outlook is not None:
+            self._artifact_of_run.show(self._connection, self.outlook.percent, f"{self.outlook.done}: {inline(self.name)}, {place}")
 
     def _show(self, artifact: ProgressArtifact, progress: Progress, left_s: float | None, place: str) -> None:
         left = f", {about(left_s)} left" if left_s is not None else ""
         where = f" ({place})" if place else ""
         if progress.total > 0:
             percent = min(100 * progress.done / progress.total, 99.0)  # what was made is still to be written down
-            artifact.show(percent, f"{inline(self.name)}: {inline(steps_in_words(progress))}{left}{where}")
+            artifact.show(self._connection, percent, f"{inline(self.name)}: {inline(steps_in_words(progress))}{left}{where}")
         elif artifact.id is None and not (self.folder / "progress.json").exists():  # else it begins where an attempt has saved, and tells
-            artifact.show(0.0, f"{inline(self.name)}: started{where}")
+            artifact.show(self._connection, 0.0, f"{inline(self.name)}: started{where}")
 
     def _show_last(self, artifact: ProgressArtifact) -> None:
         assert self._last_words is not None
         is_long = time.monotonic() - self._began >= FIRST_AFTER_S
         if artifact.id is not None or (self._is_done and is_long):
-            artifact.show(100.0 if self._is_done else None, inline(self._last_words), at_once=True)
+            artifact.show(self._connection, 100.0 if self._is_done else None, inline(self._last_words), at_once=True)
 
     def _beat(self, progress: Progress, left_s: float | None, age_s: float) -> None:
         """A line in the log that the stage lives, and how far it is."""
@@ -192,8 +199,32 @@ def following(label: str, folder: Path) -> Iterator[Follower]:
         one.end(f"{one.name} was stopped", is_done=False)  # where nobody has said how it ended
 
 
+class Connection:
+    """Prefect's API for one thread: opened when it is needed, a request takes its few seconds at most and is not repeated."""
+
+    def __init__(self) -> None:
+        self._opened = ExitStack()
+        self._client: SyncPrefectClient | None = None
+
+    def client(self) -> SyncPrefectClient:
+        """The client of this thread."""
+        import httpx
+        from prefect.client.orchestration import get_client
+        from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+        if self._client is None:
+            self._opened.enter_context(temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}))
+            settings = {"timeout": httpx.Timeout(REQUEST_S)}
+            self._client = self._opened.enter_context(get_client(sync_client=True, httpx_settings=settings))
+        return self._client
+
+    def close(self) -> None:
+        """Leave the API. Called by the thread that has used it."""
+        self._opened.close()
+
+
 class ProgressArtifact:
-    """A progress artifact of a Prefect run: made when there is something to show, and updated. Never raises; used by one thread."""
+    """A progress artifact of a Prefect run: made when there is something to show, and updated. Never raises."""
 
     def __init__(self, key: str, flow_run: UUID, task_run: UUID | None) -> None:
         self.key = key
@@ -203,57 +234,73 @@ class ProgressArtifact:
         self.is_away = False
         self._shown: tuple[float, str] = (0.0, "")
         self._not_before = 0.0
-        self._connection = ExitStack()
-        self._client: SyncPrefectClient | None = None
+        self._lock = threading.Lock()
 
     @classmethod
-    def of_run(cls, name: str) -> ProgressArtifact | None:
-        """That of the Prefect run which the caller is part of; None outside of one."""
+    def new(cls, name: str, of_task: bool = True) -> ProgressArtifact | None:
+        """For the Prefect run that the caller is part of; None outside of one."""
         from prefect.context import TaskRunContext
 
-        flow_run, task = provenance.flow_run(), TaskRunContext.get()
+        flow_run, task = provenance.flow_run(), TaskRunContext.get() if of_task else None
         key = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:100].rstrip("-")
         return cls(key, flow_run.id, task.task_run.id if task else None) if flow_run is not None else None
 
-    def show(self, percent: float | None, text: str, at_once: bool = False) -> None:
+    def show(self, connection: Connection, percent: float | None, text: str, at_once: bool = False) -> None:
         """Show a value; nothing if it is the same as before, or the API was away a moment ago.
 
         percent: None leaves it where it is.
         at_once: try also then.
         """
-        value = (self._shown[0] if percent is None else percent, text)
-        if value == self._shown or (time.monotonic() < self._not_before and not at_once):
-            return
-        try:
-            self._send(*value)
-        except Exception as error:  # whatever a client raises for an API that is away or refuses
-            if not self.is_away:
-                log.warning("%s is not shown in Prefect for now; the stage goes on. %s: %s", self.key, type(error).__name__, error)
-            self.is_away, self._not_before = True, time.monotonic() + AGAIN_AFTER_S
-        else:
-            self.is_away, self._shown = False, value
+        with self._lock:
+            value = (self._shown[0] if percent is None else percent, text)
+            if value == self._shown or (time.monotonic() < self._not_before and not at_once):
+                return
+            try:
+                self._send(connection, *value)
+            except Exception as error:  # whatever a client raises for an API that is away or refuses
+                if not self.is_away:
+                    log.warning("%s is not shown in Prefect for now; the stage goes on. %s: %s", self.key, type(error).__name__, error)
+                self.is_away, self._not_before = True, time.monotonic() + AGAIN_AFTER_S
+            else:
+                self.is_away, self._shown = False, value
 
-    def close(self) -> None:
-        """Leave the API."""
-        self._connection.close()
-
-    def _send(self, percent: float, text: str) -> None:
+    def _send(self, connection: Connection, percent: float, text: str) -> None:
         from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 
-        if self._client is None:
-            self._client = self._connected()
+        client = connection.client()
         if self.id is not None:
-            self._client.update_artifact(self.id, ArtifactUpdate(data=percent, description=text))
+            client.update_artifact(self.id, ArtifactUpdate(data=percent, description=text))
             return
         runs = {"flow_run_id": self.flow_run, **({"task_run_id": self.task_run} if self.task_run else {})}
-        self.id = self._client.create_artifact(ArtifactCreate(type="progress", key=self.key, data=percent, description=text, **runs)).id
+        self.id = client.create_artifact(ArtifactCreate(type="progress", key=self.key, data=percent, description=text, **runs)).id
 
-    def _connected(self) -> SyncPrefectClient:
-        """A client of our own: a request takes its few seconds at most, and is not repeated."""
-        import httpx
-        from prefect.client.orchestration import get_client
-        from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-        self._connection.enter_context(temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}))
-        settings = {"timeout": httpx.Timeout(REQUEST_S)}
-        return self._connection.enter_context(get_client(sync_client=True, httpx_settings=settings))
+# The run
+
+
+_of_runs: WeakKeyDictionary[outlook.Outlook, ProgressArtifact] = WeakKeyDictionary()
+
+
+def _artifact_of_run(view: outlook.Outlook | None) -> ProgressArtifact | None:
+    """The artifact that shows how many stages of the run are done; None where its plan is not known."""
+    if view is None or not view.total:
+        return None
+    if view not in _of_runs and (made := ProgressArtifact.new(RUN_KEY, of_task=False)) is not None:
+        _of_runs[view] = made
+    return _of_runs.get(view)
+
+
+def show_run_end(view: outlook.Outlook, words: str, is_done: bool) -> None:
+    """The last value of a run's artifact, if it has one. Waits as a stage's end does."""
+    artifact = _of_runs.pop(view, None)
+    if artifact is None or artifact.id is None:
+        return
+
+    def show() -> None:
+        connection = Connection()
+        artifact.show(connection, 100.0 if is_done else None, inline(words), at_once=True)
+        connection.close()
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(show,), name="progress of the run", daemon=True)
+    thread.start()
+    thread.join(0.1 if artifact.is_away else WAIT_AT_END_S)

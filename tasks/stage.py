@@ -45,7 +45,8 @@ from tasks.process import Limits, Progress, Result, StageOOM, StageProcessError,
 from tasks.progress import Follower, following
 from tasks.registry import Outcome, current_run, record_stage
 from tasks.store import Artifact, Store
-from tasks.story import StageStory, run_logger, tell_line
+from tasks.story import StageStory, run_logger
+from tasks.telling import tell_end
 from tasks.tracked import is_model
 
 __all__ = ["Pending", "Stage", "StageContext", "planning", "stage"]
@@ -356,13 +357,13 @@ class Stage:
             state: Any = self._task(call.store, call.label)(**call.arguments, return_state=True)
             artifact = state.result()
         except BaseException as error:
-            _end(call, "failed", None, error)
+            tell_end(call.story, call.follower, call.key, "failed", call.seconds, None, error)
             raise
         assert isinstance(artifact, Artifact)
         if call.outcome == "hit" and tracking.current_pipeline() is not None:
             folder = call.store.folder(artifact.digest)
             tracking.cached(call.label, self.name, call.key, artifact, call.params, call.artifacts, call.history, folder)
-        _end(call, call.outcome, artifact)
+        tell_end(call.story, call.follower, call.key, call.outcome, call.seconds, artifact)
         _remove_checkpoints(call)
         return artifact
 
@@ -414,16 +415,6 @@ def _attempt(call: _Call) -> Artifact:
     if tracked is not None:
         tracked.finish(artifact, call.outcome, journal=call.history, folder=call.store.folder(artifact.digest))
     return artifact
-
-
-def _end(call: _Call, outcome: Outcome, artifact: Artifact | None, error: BaseException | None = None) -> None:
-    """Note what became of a call, and tell it."""
-    record_stage(current_run(), call.label, call.key, artifact, outcome, call.seconds)
-    outlook.end(call.label, outcome, artifact)
-    line, why = call.story.end(outcome, call.seconds, artifact, error)
-    tell_line(run_logger(), line)
-    tell(Progress(call.label, outcome, seconds=call.seconds, why=why))  # type: ignore[arg-type]
-    call.follower.end(line, is_done=artifact is not None)
 
 
 def _keep_history(call: _Call) -> None:

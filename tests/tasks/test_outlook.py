@@ -11,11 +11,12 @@ import pytest
 from prefect import flow
 from pydantic import BaseModel
 
-from tasks import outlook, provenance, registry
+from tasks import outlook, provenance, registry, telling
 from tasks.outlook import Outlook
 from tasks.plan import PlanEntry
 from tasks.registry import Outcome, RunRecord, StageRecord, Status
 from tasks.store import Artifact
+from tasks.telling import told
 
 STAGES = {"base": 0.0, "sft": 100.0, "dpo": 50.0, "evaluate[dpo]": 20.0}
 
@@ -110,20 +111,20 @@ class Pipeline:
         self.tables = ["comparison"]
 
 
-def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def heard(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
-    monkeypatch.setattr(outlook, "tell_line", lambda logger, text: lines.append(text))
+    monkeypatch.setattr(telling, "tell_line", lambda logger, text: lines.append(text))
     return lines
 
 
 @pytest.mark.usefixtures("prefect_api")
 def test_a_flow_is_planned_when_it_begins_and_summed_up_at_its_end(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     stages, work = toy.load("toytasks.stages"), toy.load("toymodels.work")
-    lines, places = told(monkeypatch), []
+    lines, places = heard(monkeypatch), []
 
     @flow
     def two(steps: int, fails: bool = False) -> None:
-        with registry.recording("toy", {"steps": steps}), outlook.told(Pipeline()):  # type: ignore[arg-type]
+        with registry.recording("toy", {"steps": steps}), told(Pipeline()):  # type: ignore[arg-type]
             data = stages.numbers(work.NumbersConfig(), seed=0)
             if (view := outlook.current()) is not None:  # not while it is planned
                 places.append((view.place("numbers"), view.total, [entry.outcome for entry in view.planned.values()]))
@@ -151,11 +152,11 @@ def test_a_flow_is_planned_when_it_begins_and_summed_up_at_its_end(toy: Any, mon
 
 
 def test_a_flow_inside_another_is_part_of_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = told(monkeypatch)
+    lines = heard(monkeypatch)
     assert provenance.flow_run() is None
-    with registry.recording("toy", {}), outlook.expecting(planned()), outlook.told(Pipeline()):  # type: ignore[arg-type]
+    with registry.recording("toy", {}), outlook.expecting(planned()), told(Pipeline()):  # type: ignore[arg-type]
         outer = outlook.current()
-        with outlook.told(Pipeline()):  # type: ignore[arg-type]
+        with told(Pipeline()):  # type: ignore[arg-type]
             assert outlook.current() is outer and outer is not None
             outlook.begin("base")
             outlook.end("base", "hit", artifact())

@@ -42,8 +42,8 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, str]]:
     found: list[tuple[str, float, str]] = []
     send = ProgressArtifact._send
 
-    def recorded(self: ProgressArtifact, percent: float, text: str) -> None:
-        send(self, percent, text)
+    def recorded(self: ProgressArtifact, connection: progress.Connection, percent: float, text: str) -> None:
+        send(self, connection, percent, text)
         found.append((self.key, percent, text))
 
     monkeypatch.setattr(ProgressArtifact, "_send", recorded)
