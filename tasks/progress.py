@@ -152,7 +152,7 @@ class Follower:
             self._beat(progress, left_s, age_s)
         if self._artifact is not None and progress.state == "running":
             self._show(self._artifact, progress, left_s, place)
-        if self._artifact_of_run is not None and self.outlook is not None:
+        if self._artifact_of_run is not None and self.outlook is not None and self.outlook.total:
             self._artifact_of_run.show(self._connection, self.outlook.percent, f"{self.outlook.done}: {inline(self.name)}, {place}")
 
     def _show(self, artifact: ProgressArtifact, progress: Progress, left_s: float | None, place: str) -> None:

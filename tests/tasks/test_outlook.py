@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter
 from pydantic import BaseModel
 
-from tasks import outlook, provenance, registry, telling
+from tasks import outlook, progress, provenance, registry, telling
 from tasks.outlook import Outlook
 from tasks.plan import PlanEntry
 from tasks.registry import Outcome, RunRecord, StageRecord, Status
@@ -120,31 +122,38 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.usefixtures("prefect_api")
 def test_a_flow_is_planned_when_it_begins_and_summed_up_at_its_end(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     stages, work = toy.load("toytasks.stages"), toy.load("toymodels.work")
-    lines, places = heard(monkeypatch), []
+    monkeypatch.setattr(progress, "FIRST_AFTER_S", 0.1)
+    lines, places, ids = heard(monkeypatch), [], []
 
     @flow
     def two(steps: int, fails: bool = False) -> None:
         with registry.recording("toy", {"steps": steps}), told(Pipeline()):  # type: ignore[arg-type]
+            ids.append(provenance.flow_run())
             data = stages.numbers(work.NumbersConfig(), seed=0)
             if (view := outlook.current()) is not None:  # not while it is planned
                 places.append((view.place("numbers"), view.total, [entry.outcome for entry in view.planned.values()]))
             if fails:
                 raise RuntimeError("the \x1b[2Jdisk\nis full")
-            stages.train(work.TrainConfig(steps=steps), data, seed=0)
+            stages.train(work.TrainConfig(steps=steps, pause_s=0.3), data, seed=0)
 
     two(4)
     two(6)
     with pytest.raises(RuntimeError):
         two(6, fails=True)
     assert places == [("stage 1 of 2", 2, ["miss", "miss"]), ("stage 1 of 2", 2, ["hit", "miss"]), ("", 0, [])]
+    with get_client(sync_client=True) as client:
+        run = str(ids[0].id)
+        shown = client.read_artifacts(flow_run_filter=FlowRunFilter(id={"any_": [run]}))  # type: ignore[arg-type]
+    (whole,) = (one for one in shown if one.key == "progress")
+    assert whole.data == 100 and str(whole.description).startswith("toy-1 finished after ")
     assert [toy.ran(), outlook.current()] == [["numbers", "train", "train"], None]
     rest = r"Table: artifact comparison of this run\. Why each stage was computed or not: posttrain explain toy-"
     for line, words in zip(
-        lines,
+        (line for line in lines if line.startswith("toy-")),
         [
-            rf"toy-1 finished after \d\.\d s: 2 stages, 2 computed\. {rest}1",
-            rf"toy-2 finished after \d\.\d s: 2 stages, 1 computed, 1 hit\. {rest}2",
-            rf"toy-3 failed after \d\.\d s: 1 stage, 1 hit\. RuntimeError: the \[2Jdisk is full\. {rest}3",
+            rf"toy-1 finished after (?:\d+ min )?[\d.]+ s: 2 stages, 2 computed\. {rest}1",
+            rf"toy-2 finished after (?:\d+ min )?[\d.]+ s: 2 stages, 1 computed, 1 hit\. {rest}2",
+            rf"toy-3 failed after (?:\d+ min )?[\d.]+ s: 1 stage, 1 hit\. RuntimeError: the \[2Jdisk is full\. {rest}3",
         ],
         strict=True,
     ):

@@ -1,6 +1,5 @@
 """A running stage in Prefect and in its log, read back from a real API: its progress, its line, and nothing that it would wait for."""
 
-import itertools
 import re
 import socket
 import threading
@@ -24,6 +23,7 @@ from tasks.progress import ProgressArtifact, heartbeat_s
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
+TIME = r"(?:\d+ min )?[\d.]+ s"
 HOSTILE = "<b>x</b>\x1b[31m|`$(rm -rf)`\n# 1 \u202e" + "a" * 300
 
 
@@ -107,9 +107,9 @@ def test_a_stage_is_shown_while_it_runs_and_is_done_at_the_end(toyed: Any, sent:
     assert [snapshot["progress-train"][0] in {100 * n / 8 for n in range(1, 8)} for snapshot in seen] == [True, True]
     percents = [percent for key, percent, _ in sent if key == "progress-train"]
     assert percents == sorted(percents) and percents[-1] == 100 and 0 < percents[1] < 99
-    assert any(re.fullmatch(r"train: \d of 8(, about \d+ s left)?", text) for _, _, text in sent)
+    assert any(re.fullmatch(r"train: \d of 8(, about \d+ (s|min) left)?", text) for _, _, text in sent)
     data, words = artifacts(run)["progress-train"]
-    assert data == 100 and re.match(r"train: computed in \d\.\d s, for the first time", words)
+    assert data == 100 and re.match(rf"train: computed in {TIME}, for the first time", words)
     assert own_threads() == []
     again, _ = called(both)
     assert artifacts(again) == {}, "a hit has nothing to show"
@@ -131,7 +131,7 @@ def test_a_resumed_stage_begins_at_its_step_and_its_line_says_why(toyed: Any, se
     assert min(percents[1:]) > 0 and percents == sorted(percents), "killed in step 5, resumed after 4: 5 of 8 comes next"
     (line,) = (line for line in story(run) if line.startswith("train: "))
     assert re.fullmatch(
-        r"train: resumed after update 4, computed in \d\.\d s \(attempt 2; before: train was killed by SIGKILL; its log is \S+\)", line
+        rf"train: resumed after update 4, computed in {TIME} \(attempt 2; before: train was killed by SIGKILL; its log is \S+\)", line
     )
     assert registry.runs("toy")[-1].stages["train"].outcome == "resumed"
     # Another run, other settings: begun and killed in a flow that does not try again, and resumed by the next.
@@ -145,7 +145,7 @@ def test_a_resumed_stage_begins_at_its_step_and_its_line_says_why(toyed: Any, se
     run, _ = called(lambda: train(6))
     assert min(percent for key, percent, _ in sent if key == "progress-train") >= 100 * 3 / 6
     (line,) = (line for line in story(run) if line.startswith("train: "))
-    assert re.fullmatch(rf"train: resumed after update 2, begun and not finished by {killed.name}, computed in \d\.\d s", line)
+    assert re.fullmatch(rf"train: resumed after update 2, begun and not finished by {killed.name}, computed in {TIME}", line)
 
 
 def test_lines_say_what_changed_and_what_failed(toyed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,15 +158,13 @@ def test_lines_say_what_changed_and_what_failed(toyed: Any, monkeypatch: pytest.
     called(train)
     first = registry.runs("toy")[-1]
     run, model = called(lambda: train(steps=4))
-    assert re.fullmatch(rf"train: computed in \d\.\d s, because train\.steps changed 6 -> 4 since {first.name}", story(run)[1])
+    assert re.fullmatch(rf"train: computed in {TIME}, because train\.steps changed 6 -> 4 since {first.name}", story(run)[1])
     from tasks.store import Store
 
     Store(toyed.home / "store").remove(model.digest)
     changed = registry.runs("toy")[-1]
     run, _ = called(lambda: train(steps=4))
-    assert re.fullmatch(
-        rf"train: computed in \d\.\d s, because its artifact, made in {changed.name}, was missing or damaged", story(run)[1]
-    )
+    assert re.fullmatch(rf"train: computed in {TIME}, because its artifact, made in {changed.name}, was missing or damaged", story(run)[1])
     run, _ = called(lambda: train(steps=10, trouble="flaky"))
     assert re.search(r"since toy-\d+ \(attempt 2; before: the network is down \(ConnectionError\)\)$", story(run)[1])
     ids: list[str] = []
@@ -207,8 +205,8 @@ def test_a_silent_stage_gives_signs_of_life(toyed: Any, monkeypatch: pytest.Monk
 
     run, _ = called(train)
     beats = [line for line in story(run) if re.match(r"train: \d of 6", line)]
-    assert 2 <= len(beats) <= 4, "4.2 s of training"
-    assert beats == sorted(beats) and len(set(beats)) == len(beats)
+    assert 1 <= len(beats) <= registry.runs("toy")[-1].stages["train"].seconds / 1.2
+    assert beats == sorted(beats)
 
 
 @pytest.mark.parametrize("wrong", ["0", "-1", "often", "inf", "nan"])
@@ -267,31 +265,37 @@ def test_an_api_that_is_away_costs_a_stage_nothing(
     toyed: Any, sent: list, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     stages, work = toyed.stages, toyed.work
-    monkeypatch.setattr(progress, "REQUEST_S", 1.0)
-    monkeypatch.setattr(progress, "AGAIN_AFTER_S", 0.5)
+    monkeypatch.setattr(progress, "REQUEST_S", 3.0)
+    monkeypatch.setattr(progress, "AGAIN_AFTER_S", 0.1)
     steps: list[tuple[int, float]] = []
+    failed: list[tuple[float, float]] = []
+    send = ProgressArtifact._send
 
-    def train() -> Any:
-        return stages.train(work.TrainConfig(steps=12, pause_s=0.5), stages.numbers(work.NumbersConfig(), seed=0), seed=0)
+    def timed(self: ProgressArtifact, connection: progress.Connection, percent: float, text: str) -> None:
+        begin = time.monotonic()
+        try:
+            send(self, connection, percent, text)
+        except Exception:
+            failed.append((begin, time.monotonic()))
+            raise
+
+    monkeypatch.setattr(ProgressArtifact, "_send", timed)
 
     def cut(told: process.Progress) -> None:
-        if told.label != "train" or told.state != "running":
+        if told.label != "train" or told.state != "running" or not told.done:
             return
         steps.append((told.done, time.monotonic()))
         if told.done == 3:
             at.is_cut.set()
-        if told.done == 10:
+        if told.done == 12:
             at.is_cut.clear()
 
     monkeypatch.setattr(process, "on_progress", cut)
     with wire() as at:
-        run, _ = called(train)
-    told = [(done, when) for done, when in steps if done]
-    assert [done for done, _ in told] == list(range(1, 13)), "each step was told, the API there or not"
-    gaps = [after - before for (_, before), (_, after) in itertools.pairwise(told)]
-    assert max(gaps) < 1.0, "no step waited for a request, which takes a second to be given up"
-    shown = [percent for key, percent, _ in sent if key == "progress-train"]
-    assert shown[-1] == 100 and artifacts(run)["progress-train"][0] == 100, "it was tried again"
+        run, _ = called(lambda: stages.train(work.TrainConfig(steps=14, pause_s=0.5), stages.numbers(work.NumbersConfig(), seed=0), seed=0))
+    assert [done for done, _ in steps] == list(range(1, 15)), "each step was told, the API there or not"
+    assert failed and max(sum(begin < when < end for _, when in steps) for begin, end in failed) >= 2, "training went on during a request"
+    assert artifacts(run)["progress-train"][0] == 100, "it was tried again"
     said = [record.getMessage() for record in caplog.records if record.name == "tasks.progress"]
     assert len(said) == 1 and said[0].startswith("progress-train is not shown in Prefect for now; the stage goes on. ReadTimeout")
     assert own_threads() == []
