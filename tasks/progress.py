@@ -271,8 +271,9 @@ class ProgressArtifact:
         if self.id is not None:
             client.update_artifact(self.id, ArtifactUpdate(data=percent, description=text))
             return
-        runs = {"flow_run_id": self.flow_run, **({"task_run_id": self.task_run} if self.task_run else {})}
-        self.id = client.create_artifact(ArtifactCreate(type="progress", key=self.key, data=percent, description=text, **runs)).id
+        runs = {"flow_run_id": self.flow_run, "task_run_id": self.task_run}
+        made = ArtifactCreate.model_validate({"type": "progress", "key": self.key, "data": percent, "description": text, **runs})
+        self.id = client.create_artifact(made).id
 
 
 # The run

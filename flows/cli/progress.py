@@ -83,8 +83,8 @@ class Display:
         task = self._tasks.get(progress.label)
         if task is None:
             task = self._tasks[progress.label] = self._bars.add_task(name, total=None, rates="", left="")
-        shown = {"description": name, "rates": rates_in_words(progress.rates), "left": _left(progress)}
-        self._bars.update(task, total=progress.total or None, completed=progress.done, **shown)
+        rates, left = rates_in_words(progress.rates), _left(progress)
+        self._bars.update(task, description=name, total=progress.total or None, completed=progress.done, rates=rates, left=left)
 
     def _mention(self, progress: Progress) -> None:
         now = time.monotonic()
