@@ -17,6 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,7 @@ from models.run import EXIT_STOPPED
 from models.worker import EXIT_BUG, EXIT_OUT_OF_MEMORY, EXIT_USER
 from tasks import cancellation, claims, slot
 from tasks.home import CHECKOUT, home
+from tasks.pace import Pace
 
 POLL_S = 0.05
 START_TIMEOUT_S = 300.0
@@ -88,16 +90,21 @@ class Progress:
     total: int = 0
     rates: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    left_s: float | None = None  # time left by the pace of this attempt, None until it can be known
+    why: str = ""  # of a stage that has ended: why it was computed, or by whom
 
 
 # Set by the command line to draw its bars; called in the flow's process, from the thread of the stage.
 on_progress: Callable[[Progress], None] | None = None
+# Set while a stage is called: shows its progress in Prefect and in the log (tasks/progress.py).
+follower: ContextVar[Callable[[Progress], None] | None] = ContextVar("follower", default=None)
 
 
 def tell(progress: Progress) -> None:
     """Pass progress on to whoever listens."""
-    if on_progress is not None:
-        on_progress(progress)
+    for listen in (on_progress, follower.get()):
+        if listen is not None:
+            listen(progress)
 
 
 @dataclass(frozen=True)
@@ -289,6 +296,7 @@ class _Watch:
         self.start = self.last_sign = time.monotonic()
         self.signs: tuple[Any, ...] = ()
         self.progress_ns = _mtime_ns(self.checkpoints / "progress.json")
+        self.pace = Pace()
         self.offset = self.log_path.stat().st_size if self.log_path.exists() else 0
         self.rest = b""
         self.tail: list[str] = []
@@ -364,7 +372,8 @@ class _Watch:
         self.progress_ns = written_ns
         done, total, rates = (_read_json(path, name) for name in ("done", "total", "rates"))
         if done is not None:
-            tell(Progress(self.label, "running", done, total, rates, time.monotonic() - self.start))
+            seconds = time.monotonic() - self.start
+            tell(Progress(self.label, "running", done, total, rates, seconds, self.pace.left_s(seconds, done, total)))
 
 
 def _outcome(status: int, job: Path, label: str, watch: _Watch) -> Result:

@@ -27,8 +27,6 @@ from typing import Any
 from prefect import Task
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
-from prefect.exceptions import MissingContextError
-from prefect.logging import get_logger, get_run_logger
 from pydantic import BaseModel
 
 from models.memory import available_bytes, estimate, lengths_of, shape_of, snapshot_bytes, stored_bytes
@@ -38,7 +36,7 @@ from models.spending import FILE as COST_FILE
 from models.spending import accounted
 from models.worker import call_entry, encode_input, load_entry
 from models.zygote import GRACE_S
-from tasks import claims, tracking
+from tasks import claims, outlook, tracking
 from tasks.cache import NoRecord, recorded, stage_policy
 from tasks.device import device_slot, visible_gpus
 from tasks.home import home
@@ -46,8 +44,11 @@ from tasks.key import PROJECT, Closure, Project, closure, digest_key, explain_mi
 from tasks.locks import try_lock
 from tasks.plan import Pending, PlanEntry, current_plan, planning
 from tasks.process import Limits, Progress, Result, StageOOM, StageProcessError, run_process, tell
+from tasks.progress import Follower, following
 from tasks.registry import Outcome, current_run, record_stage
 from tasks.store import Artifact, Store
+from tasks.story import StageStory, run_logger
+from tasks.telling import tell_end
 from tasks.tracked import is_model
 
 __all__ = ["Pending", "Stage", "StageContext", "planning", "stage"]
@@ -69,6 +70,8 @@ class _Call:
     ooms: int = 0
     outcome: Outcome = "hit"
     start: float = field(default_factory=time.monotonic)
+    story: StageStory = field(init=False)
+    follower: Follower = field(init=False)
 
     @property
     def config(self) -> BaseModel:
@@ -148,7 +151,8 @@ class StageContext:
 
     def log(self, text: str) -> None:
         """One line in the log of the run."""
-        _logger().info("%s", text)
+        self.call.follower.spoke()
+        run_logger().info("%s", text)
 
     def run(self, config: BaseModel, seed: int | None = None, **inputs: Any) -> Artifact:
         """Run the stage's function and store what it wrote. Inputs are artifacts, plain values, or lists or dicts of them.
@@ -166,6 +170,7 @@ class StageContext:
             run = self._run_inline if self.call.stage.inline else self._run_process
             result = run(config, seed, {name: self._located(value) for name, value in inputs.items()}, staging)
             self.call.outcome = "computed" if result.resumed_step is None else "resumed"
+            self.call.story.resumed_step = result.resumed_step
             return self.store.put(out, self.call.stage.kind, result.meta)
         finally:
             self.store.discard(staging)
@@ -216,7 +221,9 @@ class StageContext:
     def _run_process(self, config: BaseModel, seed: int | None, inputs: dict[str, Any], staging: Path) -> Result:
         stage = self.call.stage
         slot = device_slot(self.store, self._say_waiting, count=self._devices) if stage.device else nullcontext({})
+        self.call.story.waits_for("the device")
         with slot as device:
+            self.call.story.goes_on()
             self._require_memory()
             tell(Progress(self.label, "running"))
             return run_process(self._spec(config, seed, inputs, staging, device), staging, self.label, stage.limits, self.log)
@@ -344,23 +351,28 @@ class Stage:
         claims.claim()
         save_document(call.store.root / "keydocs", call.key, call.document)
         record_stage(current_run(), call.label, call.key, None, "running", 0.0)
+        outlook.begin(call.label)
+        call.story = StageStory(call.label, self.name, functools.partial(outlook.cause_now, call.label, call.key, call.document))
         token = _call.set(call)
+        try:
+            with following(call.label, call.checkpoints) as call.follower:
+                return self._followed(call)
+        finally:
+            _call.reset(token)
+
+    def _followed(self, call: _Call) -> Artifact:
         try:
             state: Any = self._task(call.store, call.label)(**call.arguments, return_state=True)
             artifact = state.result()
-        except BaseException:
-            record_stage(current_run(), call.label, call.key, None, "failed", call.seconds)
-            tell(Progress(call.label, "failed", seconds=call.seconds))
+        except BaseException as error:
+            tell_end(call.story, call.follower, call.key, "failed", call.seconds, None, error)
             raise
-        finally:
-            _call.reset(token)
         assert isinstance(artifact, Artifact)
         if call.outcome == "hit" and tracking.current_pipeline() is not None:
             folder = call.store.folder(artifact.digest)
             tracking.cached(call.label, self.name, call.key, artifact, call.params, call.artifacts, call.history, folder)
+        tell_end(call.story, call.follower, call.key, call.outcome, call.seconds, artifact)
         _remove_checkpoints(call)
-        record_stage(current_run(), call.label, call.key, artifact, call.outcome, call.seconds)
-        tell(Progress(call.label, call.outcome, seconds=call.seconds))  # type: ignore[arg-type]
         return artifact
 
     def _task(self, store: Store, label: str) -> Task[..., Artifact]:
@@ -394,6 +406,7 @@ class Stage:
 def _attempt(call: _Call) -> Artifact:
     """One attempt at computing a stage, tracked. Prefect calls it after the cache was found empty, holding the key's lock."""
     call.outcome = "computed"
+    call.story.attempt()
     tracked = None
     if tracking.current_pipeline() is not None:
         tracked = tracking.open_stage(call.label, call.stage.name, call.key, call.params, call.artifacts)
@@ -401,6 +414,7 @@ def _attempt(call: _Call) -> Artifact:
     try:
         artifact = call.stage.function(**call.arguments, context=StageContext(call))
     except BaseException as error:
+        call.story.failed(error)
         call.ooms += isinstance(error, StageOOM)
         if tracked is not None:
             tracked.fail(error)
@@ -432,15 +446,9 @@ def _remove_checkpoints(call: _Call) -> None:
 
 def _say_waiting_for_key(key: str) -> None:
     call = _current_call()
-    _logger().info("%s is being computed by another run: waiting for it", call.label)
+    call.story.waits_for("another run to compute it")
+    run_logger().info("%s is being computed by another run: waiting for it", call.label)
     tell(Progress(call.label, "waiting"))
-
-
-def _logger() -> Any:
-    try:
-        return get_run_logger()
-    except MissingContextError:
-        return get_logger("posttrain")
 
 
 def stage(

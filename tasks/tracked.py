@@ -84,6 +84,7 @@ class PipelineRun:
         self.pipeline = name
         self.name = flow_run.name if flow_run and outer is None else name
         self.ref = run_ref(flow_run.id if flow_run else uuid.uuid4().hex, "pipeline", name, outer.ref if outer else "")
+        self.tables: list[str] = []  # keys of those that were shown
         self._outer = outer
         self._stages: dict[str, StageRun] = {}
 
@@ -126,6 +127,7 @@ class PipelineRun:
         """Show rows as a table, in the MLflow run and in Prefect, and the same as Markdown."""
         if self.session is None:
             return
+        self.tables.append(key)
         columns = list(dict.fromkeys(name for row in rows for name in row))
         split = {"columns": columns, "data": [[row.get(name) for name in columns] for row in rows]}
         self.session.recorder.put(

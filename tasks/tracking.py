@@ -29,6 +29,7 @@ from tasks.locks import file_lock
 from tasks.plan import current_plan
 from tasks.recorder import AddPoints, AddText, CloseRun, OpenRun, Record, Reference, Refused, Status, Unreachable, undelivered
 from tasks.store import Artifact
+from tasks.telling import told
 from tasks.tracked import Params, PipelineRun, Session, StageRun, is_model, run_ref, status_of
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ def pipeline(name: str, params: Params, tags: Mapping[str, str] | None = None) -
     status: Status = "FINISHED"
     try:
         # A run that a worker or the Prefect UI started is recorded here, one of the command line already is: gc spares what runs made.
-        with registry.recording(provenance.deployment_name() or name, params, getattr(params, "seed", None)):
+        recording = registry.recording(provenance.deployment_name() or name, params, getattr(params, "seed", None))
+        with recording, told(run):
             yield run
     except BaseException as error:
         status = status_of(error)

@@ -1,5 +1,5 @@
-"""The command line: `posttrain run`, `explain`, `compare`, `artifacts`, `label`, `labels`, `lint`, `ui`, `serve`, `watch`, `notify`,
-`chat`, `recipes`, `promote`, `rollback`, `champions`.
+"""The command line: `posttrain run`, `status`, `explain`, `compare`, `artifacts`, `label`, `labels`, `lint`, `ui`, `serve`, `watch`,
+`notify`, `chat`, `recipes`, `promote`, `rollback`, `champions`.
 
 Only names and help texts are here: a command imports what it needs when it runs, so that `posttrain --help` answers at once.
 
@@ -92,6 +92,23 @@ def run_command(
     from flows.cli.run import run
 
     _carry_out(lambda: run(recipe, settings or [], seed=seed, dry_run=dry_run, verbose=verbose), verbose)
+
+
+@app.command("status")
+def status_command(
+    name: Annotated[
+        str, typer.Argument(metavar="[RUN]", help="A run, a recipe (its latest run) or 'latest'; left out: all that run now.")
+    ] = "",
+) -> None:
+    """Say what runs now in this output folder, whoever started it: its stage, how far it is, the time left.
+
+    Exit codes: 0 it is running, 3 nothing is, or the run has finished, 1 the run failed or was stopped.
+
+    [bold]Example:[/bold] posttrain status quickstart
+    """
+    from flows.cli.status import status
+
+    _carry_out(lambda: status(name))
 
 
 @app.command("explain")

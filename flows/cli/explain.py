@@ -8,7 +8,7 @@ from rich.text import Text
 from flows.cli.policies import store
 from flows.cli.terminal import duration, out, plain
 from tasks import registry
-from tasks.key import differences, load_document
+from tasks.reasons import cause_of
 from tasks.registry import RunRecord, StageRecord
 
 COLOURS = {"hit": "green", "computed": "yellow", "resumed": "yellow", "failed": "red", "running": "cyan"}
@@ -34,25 +34,4 @@ def explain(name: str) -> int:
 
 def reasons(label: str, stage: StageRecord, recipe: str, earlier: list[RunRecord]) -> list[str]:
     """Why a stage had the outcome that it had, in the light of the runs before it (the oldest first)."""
-    made = next((run for run in reversed(earlier) for other in run.stages.values() if other.key == stage.key and other.artifact), None)
-    if stage.outcome == "hit":
-        return [f"same key as in {made.name}" if made else "its result was in the store"]
-    begun = next((run for run in reversed(earlier) if any(other.key == stage.key for other in run.stages.values())), None)
-    if made:
-        return [f"same key as in {made.name}, but the artifact was missing or damaged"]
-    if begun:
-        return [f"same key as in {begun.name}, which did not finish it"]
-    return _changes(label, stage, recipe, earlier)
-
-
-def _changes(label: str, stage: StageRecord, recipe: str, earlier: list[RunRecord]) -> list[str]:
-    """What is different from the last time that a stage of this label ran, in the same recipe if it can be."""
-    before = [run for run in earlier if label in run.stages and run.stages[label].key]
-    if not before:
-        return ["the first time"]
-    last = max(before, key=lambda run: (run.recipe == recipe, run.started))
-    keydocs = store().root / "keydocs"
-    old, new = (load_document(keydocs, key) if key else None for key in (last.stages[label].key, stage.key))
-    if old is None or new is None:
-        return [f"its key differs from that in {last.name}, whose parts are not kept any more"]
-    return [f"since {last.name}:", *differences(old, new)]
+    return cause_of(label, stage, recipe, earlier, store().root / "keydocs").lines()

@@ -5,38 +5,24 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
 
 from flows.cli.terminal import duration, err, plain
-from tasks import process
+from tasks import outlook, process
 from tasks.process import Progress
+from tasks.wording import about, rates_in_words
 
 PLAIN_EVERY_S = 15.0
 # Prefect says three times that a stage failed: once is enough, since the command says it at the end.
 _TOLD_AT_THE_END = ("Encountered exception during execution", "Finished in state", "Crash detected!")
 MARKS = {"hit": ("=", "green"), "computed": ("+", "bold green"), "resumed": ("+", "bold green"), "failed": ("!", "bold red")}
-
-
-def rates_in_words(rates: Mapping[str, float]) -> str:
-    """{"tokens_per_s": 310.2, "generate_share": 0.61} -> "310 tokens/s, generate 61 %"."""
-    return ", ".join(_in_words(name, value) for name, value in rates.items())
-
-
-def _in_words(name: str, value: float) -> str:
-    if name.endswith("_share"):
-        return f"{name.removesuffix('_share').replace('_', ' ')} {100 * value:.0f} %"
-    return f"{_short(value)} {name.replace('_per_', '/').replace('_', ' ')}"
-
-
-def _short(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 class Display:
@@ -51,8 +37,7 @@ class Display:
             MofNCompleteColumn(),
             TextColumn("{task.fields[rates]}", markup=False, style="cyan"),
             TimeElapsedColumn(),
-            TextColumn("left", style="dim"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}", markup=False, style="dim"),
             console=console,
             transient=True,
             refresh_per_second=4,  # drawing takes time from the training beside it
@@ -60,7 +45,6 @@ class Display:
         )
         self._tasks: dict[str, TaskID] = {}
         self._said: dict[str, float] = {}
-        self._first: dict[str, Progress] = {}  # where the steps of each stage began: starting takes time that no step will take again
         self._lock = threading.Lock()
 
     def __enter__(self) -> Display:
@@ -89,40 +73,38 @@ class Display:
         if task is not None:
             self._bars.remove_task(task)
         mark, style = MARKS[progress.state]
-        words = "" if progress.state == "computed" else "computed before" if progress.state == "hit" else progress.state
-        self.say(Text.assemble((f"{mark} ", style), f"{progress.label:<28} {duration(progress.seconds):>12}  ", (words, "dim")))
+        # Why a stage failed is said at the end.
+        why = {"computed": progress.why, "hit": f"computed before, {progress.why}", "resumed": f"resumed {progress.why}"}
+        words = plain(why.get(progress.state, progress.state)).rstrip(", ")
+        self.say(Text.assemble((f"{mark} ", style), f"{plain(progress.label):<28} {duration(progress.seconds):>12}  ", (words, "dim")))
 
     def _draw(self, progress: Progress) -> None:
-        waits = progress.state == "waiting"
-        name = f"{progress.label}, waiting" if waits else progress.label
-        total = progress.total or None
+        name = _name(progress)
         task = self._tasks.get(progress.label)
-        if task is not None and total is not None and self._bars.tasks[self._bars.task_ids.index(task)].total is None:
-            self._bars.remove_task(task)  # a stage that resumed begins in the middle: its speed is counted from here
-            task = None
         if task is None:
-            task = self._bars.add_task(name, total=total, completed=progress.done, rates="")
-            self._tasks[progress.label] = task
-        self._bars.update(task, description=name, total=total, completed=progress.done, rates=rates_in_words(progress.rates))
+            task = self._tasks[progress.label] = self._bars.add_task(name, total=None, rates="", left="")
+        rates, left = rates_in_words(progress.rates), _left(progress)
+        self._bars.update(task, description=name, total=progress.total or None, completed=progress.done, rates=rates, left=left)
 
     def _mention(self, progress: Progress) -> None:
-        if progress.done:
-            self._first.setdefault(progress.label, progress)
         now = time.monotonic()
         if now - self._said.get(progress.label + progress.state, -PLAIN_EVERY_S) < PLAIN_EVERY_S:
             return
         self._said[progress.label + progress.state] = now
         steps = f" {progress.done}/{progress.total}" if progress.total else ""
-        rates = f", {rates_in_words(progress.rates)}" if progress.rates else ""
-        self.say(f"  {progress.label}: {progress.state}{steps}{rates}{self._left(progress)}")
+        parts = [f"  {progress.label}: {progress.state}{steps}", rates_in_words(progress.rates), _left(progress)]
+        self.say(", ".join(filter(None, parts)))
 
-    def _left(self, progress: Progress) -> str:
-        """Time left, from the second step on that is seen."""
-        first = self._first.get(progress.label, progress)
-        if progress.done <= first.done:
-            return ""
-        pace_s = (progress.seconds - first.seconds) / (progress.done - first.done)
-        return f", about {duration(pace_s * (progress.total - progress.done))} left"
+
+def _name(progress: Progress) -> str:
+    """`sft (stage 3 of 9), waiting`."""
+    view = outlook.current()
+    place = view.place(progress.label) if view is not None else ""
+    return progress.label + (f" ({place})" if place else "") + (", waiting" if progress.state == "waiting" else "")
+
+
+def _left(progress: Progress) -> str:
+    return f"{about(progress.left_s)} left" if progress.left_s is not None and progress.state == "running" else ""
 
 
 class _Lines(logging.Handler):
@@ -134,8 +116,8 @@ class _Lines(logging.Handler):
         self.verbose = verbose
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not self.verbose and record.getMessage().startswith(_TOLD_AT_THE_END):
-            return
+        if getattr(record, "story", False) or (not self.verbose and record.getMessage().startswith(_TOLD_AT_THE_END)):
+            return  # the display tells the same in its own way, or the command does at the end
         text = record.getMessage() if not (self.verbose and record.exc_info) else self.format(record)
         style = "red" if record.levelno >= logging.ERROR else "yellow" if record.levelno >= logging.WARNING else "dim"
         self.display.say(Text(plain(text), style=style))

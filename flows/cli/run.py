@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from prefect import Flow
 
     from flows.recipes import Recipe
+    from tasks.plan import PlanEntry
     from tasks.registry import RunRecord
 
 FAILED = 1
@@ -45,16 +46,19 @@ def run(name: str, settings: Sequence[str], *, seed: int | None, dry_run: bool, 
         return show_plan(recipe, *recipes.configure(recipe, wanted))
     signal.signal(signal.SIGTERM, _terminated)
     with prefect_session() as wait_for_prefect:
+        from tasks.outlook import expecting
+
         flow, config = recipes.configure(recipe, wanted)
-        _check_room(recipe, flow, config)
+        planned = _check_room(recipe, flow, config)
         with err.status("Starting Prefect"):
             wait_for_prefect()
             require_mlflow()
-        return _execute(recipe, flow, config, verbose)
+        with expecting(planned):
+            return _execute(recipe, flow, config, verbose)
 
 
-def _check_room(recipe: Recipe, flow: Flow[..., Any], config: BaseModel) -> None:
-    """Raise ValueError if memory or disk will not do, as far as that can be told beforehand."""
+def _check_room(recipe: Recipe, flow: Flow[..., Any], config: BaseModel) -> list[PlanEntry]:
+    """What the flow will call. Raises ValueError if memory or disk will not do, as far as that can be told beforehand."""
     from flows.cli.plan import need_of, plan_of, require_room
 
     try:
@@ -63,8 +67,9 @@ def _check_room(recipe: Recipe, flow: Flow[..., Any], config: BaseModel) -> None
         raise
     except Exception as error:  # a flow of the user's own may need real artifacts between its stages
         err.print(f"Not checked beforehand: the flow cannot be planned ({type(error).__name__}: {error}).", soft_wrap=True, markup=False)
-        return
+        return []
     require_room(need_of(entries))
+    return entries
 
 
 def _terminated(signum: int, frame: FrameType | None) -> NoReturn:

@@ -10,6 +10,8 @@ import unicodedata
 from rich.console import Console
 from rich.text import Text
 
+from tasks.wording import duration as duration
+
 # A sequence that is not complete yet ends with the text: of a text that grows, only its end is ever hidden for a while.
 # What terminals act on: CSI (ESC [ ... letter), strings (OSC, DCS, APC, PM, SOS up to BEL or ST), ESC with one more character.
 _SEQUENCE = re.compile(
@@ -63,11 +65,3 @@ def size(n_bytes: float) -> str:
             return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
         n_bytes /= 1024
     return f"{n_bytes:.1f} TiB"
-
-
-def duration(seconds: float) -> str:
-    """A time for people: `0.4 s`, `12 s`, `3 min 05 s`, `2 h 07 min`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -7,9 +7,13 @@ import pytest
 from rich.console import Console
 
 from flows.cli.comparison import as_table
-from flows.cli.progress import Display, rates_in_words
+from flows.cli.progress import Display
 from flows.cli.terminal import duration, plain, size
+from tasks import outlook
+from tasks.outlook import Outlook
+from tasks.plan import PlanEntry
 from tasks.process import Progress
+from tasks.wording import about, one_line, rates_in_words
 
 
 @pytest.mark.parametrize(
@@ -64,6 +68,32 @@ def test_rates_have_their_unit():
     assert rates_in_words({"tokens_per_s": 1310.2, "reward": 0.5}) == "1310 tokens/s, 0.5 reward"
     shares = {"generate_share": 0.614, "score_share": 0.124, "train_share": 0.262}
     assert rates_in_words({"tokens_per_s": 310.0} | shares) == "310 tokens/s, generate 61 %, score 12 %, train 26 %"
+    assert rates_in_words({"step_s": 3.21, "prepare_s": 0.0123}) == "3.21 s a step, prepare 0.0123 s"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "5 s"),
+        (57.4, "55 s"),
+        (57.6, "1 min"),
+        (89.0, "1 min"),
+        (3569.0, "59 min"),
+        (3571.0, "1 h"),
+        (7799.0, "2 h 10 min"),
+        (35_699.0, "9 h 50 min"),
+        (35_701.0, "10 h"),
+        (50 * 3600.0, "50 h"),
+        (5.4 * 86400, "5 days"),
+    ],
+)
+def test_estimates_are_as_exact_as_they_can_be(seconds, text):
+    assert about(seconds) == f"about {text}"
+
+
+def test_a_text_of_unknown_origin_is_one_line_with_an_end():
+    assert one_line("a\x1b[2J\r\nb\u202ec\t d\x00\u2028e") == "a [2J b c d e"
+    assert one_line("x" * 500) == "x" * 397 + "..."
 
 
 def display(terminal: bool) -> tuple[Display, io.StringIO]:
@@ -77,21 +107,36 @@ def test_bars_show_stage_step_rate_and_time_left():
         shown.show(Progress("sft", "waiting"))
         shown.show(Progress("sft", "running"))
         for step in range(1, 5):
-            shown.show(Progress("sft", "running", step, 40, {"tokens_per_s": 310.0}, step * 1.0))
+            shown.show(Progress("sft", "running", step, 40, {"tokens_per_s": 310.0}, step * 1.0, 7800.0 - step))
         shown._bars.refresh()
         shown.show(Progress("sft", "computed", seconds=40.0))
     text = file.getvalue()
-    assert "sft, waiting" in text and "4/40" in text and "310 tokens/s" in text and "left" in text
+    assert "sft, waiting" in text and "4/40" in text and "310 tokens/s" in text and "about 2 h 10 min left" in text
     assert "40 s" in text
 
 
-def test_a_resumed_stage_is_not_credited_with_the_steps_of_its_predecessor():
+def test_the_bar_says_which_stage_of_the_plan_it_is(monkeypatch):
+    view = Outlook([PlanEntry(label, label, "miss", None, "", None, {}) for label in ("sft", "dpo")], [], None)
+    view.begin("sft")
+    monkeypatch.setattr(outlook, "current", lambda: view)
     shown, _ = display(terminal=True)
     with shown:
-        shown.show(Progress("sft", "running"))
         shown.show(Progress("sft", "running", 39, 40, {}, 0.1))
         (bar,) = shown._bars.tasks
-        assert bar.completed == 39 and bar.speed is None
+        assert (bar.description, bar.completed, bar.fields["left"]) == ("sft (stage 1 of 2)", 39, "")
+
+
+def test_a_line_says_why_and_acts_on_nothing():
+    shown, file = display(terminal=False)
+    with shown:
+        shown.show(Progress("sft\x1b[2J", "computed", seconds=192.0, why="because sft.method changed \x1b[31mplus -> minus since mini-1"))
+        shown.show(Progress("dpo", "resumed", seconds=2.0, why="after update 120"))
+        shown.show(Progress("ppo", "failed", seconds=2.0, why="it was killed"))
+    assert [" ".join(line.split()) for line in file.getvalue().splitlines()] == [
+        "+ sft 3 min 12 s because sft.method changed plus -> minus since mini-1",
+        "+ dpo 2.0 s resumed after update 120",
+        "! ppo 2.0 s failed",
+    ]
 
 
 def test_without_a_terminal_there_are_lines_and_not_too_many(monkeypatch):
@@ -101,13 +146,13 @@ def test_without_a_terminal_there_are_lines_and_not_too_many(monkeypatch):
     with shown:
         for step in range(1, 31):
             now = step * 1.0
-            shown.show(Progress("sft", "running", step, 100, {"tokens_per_s": 310.0}, 60 + step))
-        shown.show(Progress("sft", "hit", seconds=0.1))
+            shown.show(Progress("sft", "running", step, 100, {"tokens_per_s": 310.0}, 60 + step, 100.0 - step if step > 2 else None))
+        shown.show(Progress("sft", "hit", seconds=0.1, why="made by quickstart-1"))
     lines = file.getvalue().splitlines()
     assert [" ".join(line.split()) for line in lines] == [
         "sft: running 1/100, 310 tokens/s",
-        "sft: running 16/100, 310 tokens/s, about 1 min 24 s left",
-        "= sft 0.1 s computed before",
+        "sft: running 16/100, 310 tokens/s, about 1 min left",
+        "= sft 0.1 s computed before, made by quickstart-1",
     ]
 
 
