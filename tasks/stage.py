@@ -44,6 +44,7 @@ from tasks.key import PROJECT, Closure, Project, closure, digest_key, explain_mi
 from tasks.locks import try_lock
 from tasks.plan import Pending, PlanEntry, current_plan, planning
 from tasks.process import Limits, Progress, Result, StageOOM, StageProcessError, run_process, tell
+from tasks.ray_workers import ray_workers
 from tasks.registry import Outcome, current_run, record_stage
 from tasks.store import Artifact, Store
 from tasks.tracked import is_model
@@ -217,7 +218,9 @@ class StageContext:
         with slot as device:
             self._require_memory()
             tell(Progress(self.label, "running"))
-            return run_process(self._spec(config, seed, inputs, staging, device), staging, self.label, stage.limits, self.log)
+            spec = self._spec(config, seed, inputs, staging, device)
+            with ray_workers(stage.fan_out, spec, self.store.root / "locks", staging / "sharing", self.label, self.log) as own:
+                return run_process(own, staging, self.label, stage.limits, self.log)
 
     def _say_waiting(self) -> None:
         self.log(f"{self.label} waits for a free device")
@@ -260,6 +263,7 @@ class Stage:
         retry_delays_s: list[float],
         inline: bool,
         device: bool,
+        fan_out: str,
         limits: Limits,
         space: Callable[[Any, Mapping[str, Artifact]], int] | None,
         project: Project,
@@ -273,6 +277,7 @@ class Stage:
         self.retry_delays_s = retry_delays_s
         self.inline = inline
         self.device = device and not inline
+        self.fan_out = runs if fan_out == "chunks" else fan_out
         self.limits = limits
         self.space = space
         self.project = project
@@ -443,6 +448,7 @@ def stage(
     retry_delays_s: list[float] | None = None,
     inline: bool = False,
     device: bool = True,
+    fan_out: str = "",
     silence_s: float = 900.0,
     timeout_s: float | None = None,
     space: Callable[[Any, Mapping[str, Artifact]], int] | None = None,
@@ -455,6 +461,8 @@ def stage(
     retries, retry_delays_s: of infrastructure faults.
     inline: run it in the flow's process: for work of a second or two without torch.
     device: wait for a free device first.
+    fan_out: what Ray workers run beside it, where there are any (tasks/ray_workers.py): a function, or "chunks" for `runs` again, for a
+        stage whose work is cut into chunks by models/chunks.py. Empty: it has no use for them.
     silence_s, timeout_s: without a sign of life (output, report, progress), or in all, after which the process counts as hung.
     space: bytes of disk that the work needs, from the config and the input artifacts by name; default twice the inputs. Snapshots that the
         configuration asks for come on top.
@@ -472,6 +480,7 @@ def stage(
             retry_delays_s=delays,
             inline=inline,
             device=device,
+            fan_out=fan_out,
             limits=limits,
             space=space,
             project=project,
