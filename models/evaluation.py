@@ -99,7 +99,7 @@ class Evaluator:
         """
         answers = [row["sampled"] for row in rows]
         self._add(rows, answers, f"{kept}logp", "logp_nats", lambda: self._logps_by(self.answerer.model))
-        del self.answerer.model
+        del self.answerer.model, self.answerer.sampler
         self._add(rows, answers, f"{kept}ref_logp", "kl_nats", lambda: self._logps_by(load_policy(reference, self.run.device)))
         for answer in (answer for own in answers for answer in own):
             answer["kl_nats"] = answer["logp_nats"] - answer["kl_nats"]

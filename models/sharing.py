@@ -32,6 +32,7 @@ from models.spending import count_generated, generated_tokens
 
 POLL_S = 0.05
 LEADER_WAIT_S = 120.0
+COMPUTING = ("torch", "transformers", "tokenizers", "numpy", "vllm")
 LATE_FACTOR, LATE_S = 3.0, 30.0  # a chunk that takes this many times as long as the slowest here, and so much more, is not waited for
 
 
@@ -146,7 +147,8 @@ def computed_by(folder: Path) -> Counter[str]:
 
 def machine() -> str:
     """What the last digits of a number depend on, in words: the processor, or the GPU, and the libraries that compute."""
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "tokenizers", "numpy"))
+    installed = {name for name in COMPUTING if next(metadata.Distribution.discover(name=name), None) is not None}
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in COMPUTING if name in installed)
     return f"{_device()}, {versions}, Python {platform.python_version()}"
 
 

@@ -19,9 +19,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from prefect import task
+from prefect import Flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging import get_run_logger
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -126,8 +127,24 @@ def _submitted(runner: Any, spec: dict[str, Any], place: Mapping[str, Any], name
     with get_client(sync_client=True) as client:
         url = str(client.api_url)  # a worker would start a server of its own where the flow has a temporary one
     options = {"num_cpus": place["cpus"], "num_gpus": place["gpus"], "max_retries": LOST, "scheduling_strategy": "SPREAD"}
-    with remote_options(**options), temporary_settings({PREFECT_API_URL: url}):
+    with remote_options(**options), temporary_settings({PREFECT_API_URL: url}), _slim_context():
         return runner.submit(follow.with_options(task_run_name=name), {"spec": spec, "name": name})
+
+
+@contextmanager
+def _slim_context() -> Iterator[None]:
+    """Of Prefect's context, which is sent to the worker, only the flow run: not the flow, its parameters, nor the stage's task."""
+    whole = FlowRunContext.get()
+    with ExitStack() as stack:
+        stack.callback(TaskRunContext.__var__.reset, TaskRunContext.__var__.set(None))  # type: ignore[arg-type]
+        if whole is not None:
+            slim = whole.model_copy(update={"parameters": {}, "flow": Flow(_nothing, name=whole.flow.name if whole.flow else "flow")})
+            stack.callback(FlowRunContext.__var__.reset, FlowRunContext.__var__.set(slim))
+        yield
+
+
+def _nothing() -> None:
+    """The body of the flow that a worker is told of."""
 
 
 @task(name="ray_worker", cache_policy=NO_CACHE, persist_result=False)

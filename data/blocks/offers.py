@@ -3,7 +3,7 @@
     0-plan.json          {"plan", "labels"}: of the first pool of workers of a stage
     0-00003.offer        {"task"}: path of the task
     0-00003.claim        locked by whoever does it
-    0-00003.done         {"done": path of the result}, or {"failed": ...} as a worker says it
+    0-00003.done         {"done": path of the result}, or {"failed": ..., "at": block} as a worker says it
 """
 
 import json
@@ -118,10 +118,12 @@ def _answer(process: WorkerProcess, task: Path, suffix: str) -> dict[str, Any]:
 
 
 def _last_word(process: WorkerProcess, task: Path) -> dict[str, Any]:
+    at = -1
     while (messages := process.messages()) is not None:
         for message in messages:
             if "at" not in message:
-                return message
+                return message | {"at": at}
+            at = message["at"]
     raise ChildProcessError(f"a worker process ended at {task}")
 
 

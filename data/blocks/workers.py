@@ -157,7 +157,7 @@ class Workers:
     def _results(self) -> Iterator[Path]:
         for message in self.offers.messages() if self.offers is not None else ():
             if "failed" in message:
-                raise self._fault("another host", message["failed"])
+                raise self._fault(self._block(message["at"]), message["failed"])
             yield Path(message["done"])
         for key, _ in self._selector.select(_LOOK_EVERY_S if self.offers is None or not self.offers.open else _LOOK_AT_OFFERS_EVERY_S):
             process: WorkerProcess = key.data
@@ -166,21 +166,21 @@ class Workers:
                 raise self._death(process)
             for message in messages:
                 if "failed" in message:
-                    raise self._fault(self._block(process), message["failed"])
+                    raise self._fault(self._block(process.at), message["failed"])
                 if "at" in message:
                     process.at, process.working_on = message["at"], message["task"]
                 else:
                     process.tasks -= 1
                     yield Path(message["done"])
 
-    def _block(self, process: WorkerProcess) -> str:
-        return f"block {self.labels[process.at]}" if process.at >= 0 else "the blocks"
+    def _block(self, at: int) -> str:
+        return f"block {self.labels[at]}" if at >= 0 else "the blocks"
 
     def _death(self, process: WorkerProcess) -> Exception:
         status = process.process.wait()
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit code {status}"
         rows = process.working_on or "its first shard"
-        return ChildProcessError(f"a worker process of {self._block(process)} {how}, at the rows of {rows}")
+        return ChildProcessError(f"a worker process of {self._block(process.at)} {how}, at the rows of {rows}")
 
     def _fault(self, where: str, failed: dict[str, Any]) -> Exception:
         kind = next((_RAISED[name] for name in failed["kinds"] if name in _RAISED), RuntimeError)
