@@ -29,7 +29,10 @@ class SamplingConfig(StageConfig):
 
     def cache_extra(self) -> dict[str, str]:
         """The sampler that is meant here, where that depends on the machine."""
-        return {} if self.backend == "own" else {"backend": " ".join(chosen_backend(self.backend))}
+        if self.backend == "own":
+            return {}
+        backend, why = chosen_backend(self.backend)
+        return {"backend": why if backend == "vllm" else backend}
 
     @property
     def truncates(self) -> bool:
