@@ -20,6 +20,7 @@ ADDRESS, COUNT = "POSTTRAIN_RAY", "POSTTRAIN_RAY_WORKERS"
 INSTALL = "pip install -c constraints.txt -e '.[ray]', in the checkout, installs it"
 
 _runners: dict[str, Any] = {}
+_unreachable: dict[str, ConnectionError] = {}  # trying takes seconds to minutes, and every stage would
 _guard = threading.Lock()
 
 
@@ -49,9 +50,11 @@ def joined(address: str) -> Any:
 
     Raises:
         ValueError: Ray is not installed.
-        ConnectionError: there is no cluster at the address.
+        ConnectionError: there is no cluster at the address, or a local one does not start; asked again, the same.
     """
     with _guard:
+        if address in _unreachable:
+            raise _unreachable[address]
         if address not in _runners:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -60,7 +63,11 @@ def joined(address: str) -> Any:
                 from prefect_ray import RayTaskRunner
             except ImportError as error:
                 raise ValueError(f"{ADDRESS} is {address!r}, and Ray is not installed ({error}): {INSTALL}") from error
-            _runners[address] = _started(RayTaskRunner(**_arguments(address)))
+            try:
+                _runners[address] = _started(RayTaskRunner(**_arguments(address)))
+            except Exception as error:  # Ray raises this very class where a host does not come up
+                _unreachable[address] = ConnectionError(f"Ray ({address}) cannot be joined: {' '.join(str(error).split())[:300]}")
+                raise _unreachable[address] from error
         return _runners[address]
 
 
@@ -92,6 +99,7 @@ def leave_clusters() -> None:
         for runner in _runners.values():
             runner.__exit__(None, None, None)
         _runners.clear()
+        _unreachable.clear()
 
 
 def room(cpus: int, gpus: int) -> int:

@@ -57,17 +57,15 @@ def ray_workers(
 
     Raises:
         ValueError: a setting is wrong, or Ray is not installed.
-        ConnectionError: there is no cluster at the address.
     """
     address = cluster_address() if function else ""
     if not address:
         yield spec
         return
-    runner = joined(address)
     with ExitStack() as held:
-        places = _places(address, bool(visible_gpus()), locks, held)
+        runner, places, missing = _found(address, locks, held)
         if not places:
-            log(f"{label} runs in its own process alone: {_missing(address)}")
+            log(f"{label} runs in its own process alone: {missing}")
             yield spec
             return
         folder.mkdir()
@@ -83,6 +81,15 @@ def ray_workers(
 
 
 # Where workers run
+
+
+def _found(address: str, locks: Path, held: ExitStack) -> tuple[Any, list[dict[str, Any]], str]:
+    """The cluster's task runner and the places of the workers, or none and what is missing."""
+    try:
+        runner = joined(address)
+    except ConnectionError as error:
+        return None, [], str(error)
+    return runner, _places(address, bool(visible_gpus()), locks, held), _missing(address)
 
 
 def _places(address: str, on_gpu: bool, locks: Path, held: ExitStack) -> list[dict[str, Any]]:

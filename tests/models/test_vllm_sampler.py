@@ -28,7 +28,7 @@ from models.vllm_sampler import VllmSampler, logprobs_mode, policy_logps
 from tasks.key import semantic
 
 PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13]]
-EOS = (2, 40, 41, 42, 43)
+EOS = tuple(range(60))
 SAMPLING = SamplingConfig(max_tokens=6, backend="vllm")
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tasks import ray_cluster
+from tasks import ray_cluster, ray_workers
 from tasks.locks import try_lock
 from tasks.process import StageConfigError
 from tasks.stage import StageContext
@@ -157,14 +158,51 @@ def test_the_result_is_that_of_the_stage_alone(draw: Callable[..., Any], home: P
     alone = draw("")
     forget(home)
     LeaderHeld(home, "drawn", followers=2)
+    before = signal.getsignal(signal.SIGTERM)
     shared = draw("local")
+    assert signal.getsignal(signal.SIGTERM) is before, "by it Prefect cancels a run; Ray would take it"
     assert shared == alone
     shares = computed(lines)
     assert sum(shares.values()) == N_CHUNKS + 3 and len(shares) >= 2, shares
     assert "draw is shared with 2 Ray workers (local)" in lines
     (cost,) = (home / "store" / "costs").glob("draw-*.json")
     assert json.loads(cost.read_text())["generated_tokens"] == 2 * N_CHUNKS, "what workers generate is counted, once"
-    assert signal.getsignal(signal.SIGTERM) is not None
+
+
+def test_without_a_cluster_a_stage_runs_alone_and_says_so(draw: Callable[..., Any], lines: list[str], monkeypatch: pytest.MonkeyPatch):
+    def unreachable(runner: Any) -> Any:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray_cluster, "_started", unreachable)
+    assert draw("10.255.0.1:6379", seed=3)
+    (line,) = lines
+    assert line == "draw runs in its own process alone: Ray (10.255.0.1:6379) cannot be joined: The current node timed out during startup."
+
+
+def test_without_room_a_stage_runs_alone_and_says_what_would_help(
+    draw: Callable[..., Any], lines: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(ray_workers, "joined", lambda address: None)
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 64.0}}, {"Alive": False, "Resources": {"GPU": 8.0}}])
+    assert ray_cluster.room(4, 0) == 16 and ray_cluster.room(1, 1) == 0
+    monkeypatch.setattr(ray_workers, "room", lambda cpus, gpus: 0)
+    assert draw("auto", seed=4)
+    assert lines[0].startswith("draw runs in its own process alone: no host of the Ray cluster (auto) has 1 processors for a Ray worker: ")
+    monkeypatch.setattr(ray_workers, "visible_gpus", lambda: ["0"])
+    assert "(auto) has a GPU: add one by `ray start --address=HOST:6379 --num-gpus=1`" in ray_workers._missing("auto")
+
+
+@pytest.mark.parametrize(("name", "text"), [("POSTTRAIN_RAY_WORKERS", "0"), ("POSTTRAIN_RAY_WORKERS", "two")])
+def test_a_number_of_workers_is_one(name: str, text: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(name, text)
+    with pytest.raises(ValueError, match=f"POSTTRAIN_RAY_WORKERS is '{text}': give a number of workers, 1 or more"):
+        ray_cluster.workers_asked()
+
+
+def test_ray_that_is_not_installed_is_an_error_that_names_the_extra(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "prefect_ray", None)
+    with pytest.raises(ValueError, match=r"POSTTRAIN_RAY is 'auto', and Ray is not installed .*'\.\[ray\]'"):
+        ray_cluster.joined("auto")
 
 
 def test_an_error_names_the_prompts(draw: Callable[..., Any], home: Path):
