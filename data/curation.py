@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from data.blocks.base import Row
 from data.blocks.executor import Passed, Step, judges_evaluation, run_blocks, steps_of
+from data.blocks.offers import Offers, take_offers
 from data.blocks.rows import RowStore
 from data.configs import CurateConfig
 from data.conversions import record_of
@@ -30,8 +31,27 @@ _ROWS_A_SIGN_OF_LIFE = 256
 _BARREN_TRIES = 2_000  # entries in a row without a new question: the task has no more
 
 
+class Shared(Protocol):
+    """Processes on other hosts that see a folder."""
+
+    @property
+    def folder(self) -> Path:
+        """Where tasks are offered."""
+        ...
+
+    @property
+    def followers(self) -> int:
+        """How many there are to take them."""
+        ...
+
+
 class Reporter(Protocol):
     """What curation needs of the stage that runs it."""
+
+    @property
+    def sharing(self) -> Shared | None:
+        """Where there are other processes to work with; None where there are none."""
+        ...
 
     @property
     def out(self) -> Path:
@@ -70,6 +90,12 @@ def curate(config: CurateConfig, *, base: Path, seed: int, run: Reporter) -> dic
         return _Curation(config, base, seed, run, Path(scratch), files).run()
 
 
+def work_along(config: CurateConfig, *, base: Path, seed: int, run: Reporter) -> None:
+    """A process on another host that runs blocks for a curation, until it is ended."""
+    assert run.sharing is not None
+    take_offers(run.sharing.folder, lambda: None)
+
+
 class _Curation:
     """One run of curation: what its steps share."""
 
@@ -81,6 +107,7 @@ class _Curation:
         steps = steps_of(config.blocks)
         first = next((number for number, step in enumerate(steps) if judges_evaluation(step)), len(steps))
         self.before_split, self.after_split = steps[:first], steps[first:]
+        self.offers = Offers(run.sharing.folder, run.sharing.followers) if run.sharing is not None else None
         self.blocks: list[BlockReport] = []
         self.passed: list[Passed] = []
 
@@ -168,6 +195,7 @@ class _Curation:
             seed=self.seed,
             workers=self.config.workers,
             run=self.reporter,
+            offers=self.offers,
         )
         self.passed.append(passed)
         for step, tally in zip(steps, passed.tallies, strict=True):

@@ -8,10 +8,11 @@ from data.records import Messages
 from data.templates import load_tokenizer, render_prompt
 from models.chunks import map_chunks
 from models.configs.sampling import SamplingConfig
-from models.generation import Completion, generate
+from models.generation import Completion
 from models.loading import load_policy
 from models.rendering import eos_ids, text_of
 from models.run import Run
+from models.sampler import Sampler
 from models.seeds import derive_seed
 
 T = TypeVar("T")
@@ -25,6 +26,7 @@ class Answerer:
         self.tokenizer = load_tokenizer(policy)
         self.model = load_policy(policy, run.device)
         self.ends = eos_ids(policy, self.tokenizer)
+        self.sampler = Sampler(policy, self.model)
 
     def render(self, conversations: Sequence[Messages]) -> list[list[int]]:
         """Token ids of conversations that wait for an answer."""
@@ -32,8 +34,8 @@ class Answerer:
 
     def sample(self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, samples: int, number: int) -> list[list[Completion]]:
         """So many completions of each prompt of chunk ``number``."""
-        seed = derive_seed(self.seed, self.purpose, number)
-        return generate(self.model, prompts, sampling, samples=samples, eos_ids=self.ends, seed=seed, on_step=self.run.stop_if_asked)
+        given = {"samples": samples, "eos_ids": self.ends, "on_step": self.run.stop_if_asked}
+        return self.sampler(prompts, sampling, seed=derive_seed(self.seed, self.purpose, number), **given)
 
     def text(self, completion: Completion) -> str:
         """The words of a completion."""

@@ -4,9 +4,12 @@ Axes: ``C`` completions.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from transformers import PreTrainedModel
 
 from data.packing import Group
 from data.records import Prompt
@@ -15,12 +18,15 @@ from data.verifiers import verify
 from models.answering import Answerer
 from models.chunks import map_chunks
 from models.configs.evaluation import EvaluateConfig
-from models.ensembles import load_reward
+from models.ensembles import Ensemble, load_reward
 from models.generation import Completion
+from models.heads import HeadModel
 from models.loading import load_policy
 from models.logprobs import sequence_logps
 from models.rewards import score_groups
 from models.run import Run
+
+Measure = Callable[[Sequence[Group]], list[list[float]]]  # a number for each completion of each group
 
 
 def evaluate(
@@ -84,29 +90,48 @@ class Evaluator:
             return answer
         return answer | verdict_of(prompt, text)
 
-    def measure(self, rows: list[dict[str, Any]], reference: Path, rewards: Mapping[str, Path | None]) -> list[dict[str, Any]]:
-        """Add log-probability, KL and what the reward models say to the answers; drop the token ids."""
-        groups = [Group(row["prompt"], [c["tokens"] for c in row["sampled"]]) for row in rows]
-        tokens = self.config.micro_batch_tokens
-        logps = iter(sequence_logps(self.answerer.model, groups, tokens).tolist())
-        del self.answerer.model
-        ref_logps = iter(sequence_logps(load_policy(reference, self.run.device), groups, tokens).tolist())
-        for answer in (c for row in rows for c in row["sampled"]):
-            answer["logp_nats"] = next(logps)
-            answer["kl_nats"] = answer["logp_nats"] - next(ref_logps)
+    def measure(
+        self, rows: list[dict[str, Any]], reference: Path, rewards: Mapping[str, Path | None], kept: str = ""
+    ) -> list[dict[str, Any]]:
+        """Add log-probability, KL and what the reward models say to the answers; drop the token ids.
+
+        ``kept``: what the names of finished chunks begin with, where a stage measures more than once.
+        """
+        answers = [row["sampled"] for row in rows]
+        self._add(rows, answers, f"{kept}logp", "logp_nats", lambda: self._logps_by(self.answerer.model))
+        del self.answerer.model, self.answerer.sampler
+        self._add(rows, answers, f"{kept}ref_logp", "kl_nats", lambda: self._logps_by(load_policy(reference, self.run.device)))
+        for answer in (answer for own in answers for answer in own):
+            answer["kl_nats"] = answer["logp_nats"] - answer["kl_nats"]
+        judged = [row["sampled"] + ([row["greedy"]] if "greedy" in row else []) for row in rows]
         for name, folder in rewards.items():
             if folder is not None:
-                self._add_rewards(rows, name, folder)
+                self._add(rows, judged, f"{kept}{name}", name, lambda folder=folder: self._rewards_by(load_reward(folder, self.run.device)))
+        if rewards.get("reward") is not None and self.config.judge == "reward_model":
+            for answer in (answer for own in judged for answer in own):
+                answer["score"] = answer["reward"]
         return [self._readable(row) for row in rows]
 
-    def _add_rewards(self, rows: list[dict[str, Any]], name: str, reward: Path) -> None:
-        answers = [row["sampled"] + ([row["greedy"]] if "greedy" in row else []) for row in rows]
+    def _add(
+        self, rows: list[dict[str, Any]], answers: list[list[dict[str, Any]]], kept: str, name: str, load: Callable[[], Measure]
+    ) -> None:
+        """Measure the answers of every row, chunk by chunk, under a name. The model is loaded by whoever computes a chunk."""
         groups = [Group(row["prompt"], [c["tokens"] for c in own]) for row, own in zip(rows, answers, strict=True)]
-        scores = score_groups(load_reward(reward, self.run.device), groups, self.config.micro_batch_tokens)
-        for answer, score in zip((c for own in answers for c in own), (s for row in scores for s in row), strict=True):
-            answer[name] = score
-            if name == "reward" and self.config.judge == "reward_model":
-                answer["score"] = score
+        loaded = cache(load)
+        measured = map_chunks(self.run, kept, groups, self.config.chunk_prompts, lambda _, chunk: loaded()(chunk))
+        for own, values in zip(answers, measured, strict=True):
+            for answer, value in zip(own, values, strict=True):
+                answer[name] = value
+
+    def _logps_by(self, policy: PreTrainedModel) -> Measure:
+        def logps(groups: Sequence[Group]) -> list[list[float]]:
+            values = iter(sequence_logps(policy, groups, self.config.micro_batch_tokens).tolist())
+            return [[next(values) for _ in group.completions] for group in groups]
+
+        return logps
+
+    def _rewards_by(self, model: HeadModel | Ensemble) -> Measure:
+        return lambda groups: score_groups(model, groups, self.config.micro_batch_tokens)
 
     def _readable(self, row: dict[str, Any]) -> dict[str, Any]:
         readable = row | {"prompt": self.answerer.tokenizer.decode(row["prompt"]), "sampled": [without_tokens(c) for c in row["sampled"]]}

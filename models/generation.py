@@ -85,7 +85,12 @@ def generate(
 
     Returns:
         One list of ``samples`` completions a prompt, in the order of the prompts.
+
+    Raises:
+        ValueError: the sampling asks for vllm, which has no part in this: a policy in memory, or one that is guided.
     """
+    if sampling.backend == "vllm":
+        raise ValueError("sampling.backend is vllm, which samples from policies on disk, unguided: here set it to own, or to auto")
     results = [[Completion() for _ in range(samples)] for _ in prompts]
     waiting = deque(sorted(range(len(prompts)), key=lambda i: len(prompts[i])))
     noise = torch.Generator(device=policy.device).manual_seed(derive_seed(seed, "wave", 0))

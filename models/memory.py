@@ -1,7 +1,7 @@
 """How much memory a stage will need, before it starts: weights, gradients, optimiser, activations and sampler cache, in bytes."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -336,3 +336,18 @@ def available_bytes() -> int:
     free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 2**62)
     room = memory_headroom()
     return free if room is None else min(free, room)
+
+
+def require_free(label: str, stage: str, config: BaseModel, model: Path, inputs: Sequence[Path]) -> None:
+    """Return if the memory that a stage on processors needs is free, as far as that can be told.
+
+    Raises:
+        ValueError: it is not.
+    """
+    needed = estimate(stage, config, shape_of(model), lengths_of(*inputs))
+    free = available_bytes()
+    if needed is not None and needed.total > free:
+        raise ValueError(
+            f"{label} needs about {needed.total / 2**30:.1f} GiB of memory and {free / 2**30:.1f} GiB are free: "
+            "lower micro_batch_tokens or sampling.max_rows, take a smaller model, or free memory"
+        )

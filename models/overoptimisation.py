@@ -100,7 +100,7 @@ class Way:
             evaluator = Evaluator(self.asked, folder, self.seed, self.run)
             rows = map_chunks(self.run, f"answers-{step:06d}", self.prompts, self.config.chunk_prompts, evaluator.answer, part)
             self._add_scores(evaluator, rows)
-            return evaluator.measure(rows, self.reference, {"held_out_reward": self.held_out_reward})
+            return evaluator.measure(rows, self.reference, {"held_out_reward": self.held_out_reward}, f"{step:06d}-")
 
         return map_chunks(self.run, f"measured-{step:06d}", [step], 1, work, part)
 

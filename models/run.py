@@ -19,6 +19,8 @@ from typing import IO, TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from models.sharing import Sharing
+
 EXIT_STOPPED = 128 + signal.SIGTERM
 PROGRESS_EVERY_S = 0.5
 
@@ -61,6 +63,7 @@ class Run:
     stage_key: to be written in every checkpoint and compared before one is loaded.
     micro_batch_scale: 1.0, or 0.5 in the attempt after memory ran out.
     resumed_step: the step given to `rewind`, None while this attempt started from nothing.
+    sharing: the other processes that compute chunks of this stage, None where there are none.
     """
 
     def __init__(self, out: Path, checkpoints: Path, stage_key: str, micro_batch_scale: float = 1.0) -> None:
@@ -69,6 +72,7 @@ class Run:
         self.stage_key = stage_key
         self.micro_batch_scale = micro_batch_scale
         self.resumed_step: int | None = None
+        self.sharing: Sharing | None = None
         self._journal: IO[str] | None = None
         self._progress_at = 0.0
         self._asked_to_stop = False

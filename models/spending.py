@@ -24,9 +24,14 @@ _generated_tokens = 0
 
 
 def count_generated(n_tokens: int) -> None:
-    """Tokens that were sampled in this process."""
+    """Tokens that were sampled in this process, or for it."""
     global _generated_tokens
     _generated_tokens += n_tokens
+
+
+def generated_tokens() -> int:
+    """How many were sampled, here and wherever it was counted for this process."""
+    return _generated_tokens
 
 
 @contextmanager

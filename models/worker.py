@@ -1,6 +1,7 @@
 """The process of a stage: reads a JSON spec, runs the stage's function, leaves a JSON result.
 
-    spec.json     entry "models.training.sft:train", config, inputs, seed, folders, environment, digests of the sources behind the key
+    spec.json     entry "models.training.sft:train", config, inputs, seed, folders, environment, digests of the sources behind the key;
+                  "sharing": folder of the processes that compute chunks of the stage too (models/sharing.py), and "followers", how many
     result.json   {"meta": what the function returned, "resumed_step": int or null}
     error.json    {"type", "message", "traceback", "exit"}
 
@@ -31,6 +32,7 @@ from typing import Any
 
 from data.bugs import BUGS
 from models.run import EXIT_STOPPED, Run, Stopped, write_atomic
+from models.sharing import Sharing
 from models.source import meaning_digest
 from models.spending import accounted
 
@@ -59,6 +61,8 @@ def main(spec_path: Path, parent: int) -> int:
         with sole_owner(run.checkpoints), accounted(run.checkpoints):
             if ranks_of(spec["config"]) > 1:
                 return lead(spec_path, spec)
+            if spec.get("sharing"):
+                run.sharing = Sharing(Path(spec["sharing"]), leads=True, tick=run.stop_if_asked, followers=spec["followers"])
             meta = execute(spec, run)
             run.close()
             write_atomic(spec_path.with_name("result.json"), json.dumps({"meta": meta, "resumed_step": run.resumed_step}))
@@ -243,7 +247,8 @@ def classify(error: BaseException) -> int:
 def describe(error: BaseException, exit_code: int) -> dict[str, Any]:
     """An error as JSON."""
     text = "".join(traceback.format_exception(error))
-    return {"type": type(error).__name__, "message": str(error), "traceback": text, "exit": exit_code}
+    message = " ".join([str(error), *getattr(error, "__notes__", [])])
+    return {"type": type(error).__name__, "message": message, "traceback": text, "exit": exit_code}
 
 
 def run_and_exit(spec_path: Path, parent: int) -> None:

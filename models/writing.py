@@ -11,10 +11,10 @@ from data.tables import read_table
 from data.templates import load_tokenizer, render_prompt
 from models.chunks import map_chunks
 from models.configs.preferences import WritingConfig
-from models.generation import generate
 from models.loading import load_policy
 from models.rendering import eos_ids, text_of
 from models.run import Run
+from models.sampler import Sampler
 from models.seeds import derive_seed
 
 
@@ -64,14 +64,13 @@ def _sample(
     config: WritingConfig, policy: Path, temperature: float, prompts: list[Prompt], writer: int, seed: int, run: Run
 ) -> list[list[str]]:
     tokenizer = load_tokenizer(policy)
-    model = load_policy(policy, run.device)
+    sampler = Sampler(policy, load_policy(policy, run.device))
     ends = eos_ids(policy, tokenizer)
     sampling = config.sampling.model_copy(update={"temperature": temperature})
     own = () if not writer else (writer,)  # what one writer draws does not depend on whether there are others
 
     def sample(number: int, chunk: Sequence[Prompt]) -> list[list[str]]:
-        rows = generate(
-            model,
+        rows = sampler(
             [render_prompt(tokenizer, prompt.messages) for prompt in chunk],
             sampling,
             samples=config.samples_per_prompt,

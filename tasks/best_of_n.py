@@ -5,7 +5,7 @@ from tasks.stage import StageContext, stage
 from tasks.store import Artifact
 
 
-@stage(kind="report", runs="models.best_of_n:best_of_n")
+@stage(kind="report", runs="models.best_of_n:best_of_n", fan_out="chunks")
 def best_of_n(
     config: BestOfNConfig, policy: Artifact, data: Artifact, reward: Artifact | None = None, *, seed: int, context: StageContext
 ) -> Artifact:

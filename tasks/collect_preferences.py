@@ -6,7 +6,7 @@ from tasks.stage import StageContext, stage
 from tasks.store import Artifact
 
 
-@stage(kind="preferences", runs="models.preferences:collect")
+@stage(kind="preferences", runs="models.preferences:collect", fan_out="chunks")
 def collect_preferences(
     config: PreferencesConfig,
     policies: dict[str, Artifact],

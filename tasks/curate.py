@@ -8,7 +8,7 @@ from tasks.stage import StageContext, stage
 from tasks.store import Artifact, Store
 
 
-@stage(kind="dataset", runs="data.curation:curate", device=False)
+@stage(kind="dataset", runs="data.curation:curate", device=False, fan_out="data.curation:work_along")
 def curate(config: CurateConfig, base: Artifact, *, seed: int, context: StageContext) -> Artifact:
     """Curation: usable rows of every source, split so that held-out prompts stay held out; the rest set aside with reasons."""
     return context.run(config, seed, base=base)

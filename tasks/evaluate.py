@@ -5,7 +5,7 @@ from tasks.stage import StageContext, stage
 from tasks.store import Artifact
 
 
-@stage(kind="report", runs="models.evaluation:evaluate")
+@stage(kind="report", runs="models.evaluation:evaluate", fan_out="chunks")
 def evaluate(
     config: EvaluateConfig,
     policy: Artifact,

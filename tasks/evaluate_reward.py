@@ -5,7 +5,7 @@ from tasks.stage import StageContext, stage
 from tasks.store import Artifact
 
 
-@stage(kind="report", runs="models.reward_evaluation:evaluate")
+@stage(kind="report", runs="models.reward_evaluation:evaluate", fan_out="chunks")
 def evaluate_reward(
     config: EvaluateRewardConfig,
     reward: Artifact,

@@ -10,7 +10,7 @@ from tasks.stage import StageContext, stage
 from tasks.store import Artifact, Store
 
 
-@stage(kind="report", runs="models.judge_accuracy:measure")
+@stage(kind="report", runs="models.judge_accuracy:measure", fan_out="chunks")
 def judge_accuracy(config: JudgeAccuracyConfig, policy: Artifact | None = None, *, seed: int, context: StageContext) -> Artifact:
     """Judge accuracy: agreement with people, position bias and length bias, beside judges that read nothing."""
     return context.run(config, seed, policy=policy, cache=answer_cache())

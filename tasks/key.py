@@ -40,12 +40,12 @@ FORMAT = 1  # raise it when the document changes its meaning
 # They carry stages and compute nothing: a change in one of them must not throw away every result.
 CARRIERS = (
     *(f"tasks.{name}" for name in ("store", "key", "cache", "locks", "device", "stage", "plan", "process", "home", "registry", "report")),
-    *(f"tasks.{name}" for name in ("tracking", "tracked", "recorder", "journal", "owner", "provenance")),
+    *(f"tasks.{name}" for name in ("tracking", "tracked", "recorder", "journal", "owner", "provenance", "ray_cluster", "ray_workers")),
     *(f"tasks.{name}" for name in ("claims", "slot", "watch", "cancellation")),
-    *(f"models.{name}" for name in ("run", "worker", "ranks", "zygote", "marked", "source", "spending")),
+    *(f"models.{name}" for name in ("run", "worker", "ranks", "zygote", "marked", "source", "spending", "sharing", "followers")),
 )
 # Libraries that cannot change a number, and libraries whose numbers are made by another that our code does not import itself.
-NEUTRAL = {"prefect", "mlflow", "pydantic", "typer", "rich"}
+NEUTRAL = {"prefect", "mlflow", "pydantic", "typer", "rich", "vllm"}  # a sampling that means vllm puts its version into the key itself
 COMPANIONS = {
     "datasets": ("pyarrow",),
     "math_verify": ("latex2sympy2_extended", "sympy"),

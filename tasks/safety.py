@@ -6,7 +6,7 @@ from tasks.stage import StageContext, stage
 from tasks.store import Artifact
 
 
-@stage(kind="report", runs="models.suites.safety:measure")
+@stage(kind="report", runs="models.suites.safety:measure", fan_out="chunks")
 def safety(
     config: SafetyConfig, policy: Artifact, judge_model: Artifact | None = None, *, seed: int, context: StageContext
 ) -> Artifact:

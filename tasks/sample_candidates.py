@@ -5,7 +5,7 @@ from tasks.stage import StageContext, stage
 from tasks.store import Artifact
 
 
-@stage(kind="candidates", runs="models.preferences:sample")
+@stage(kind="candidates", runs="models.preferences:sample", fan_out="chunks")
 def sample_candidates(
     config: CandidatesConfig, policies: dict[str, Artifact], data: Artifact, *, seed: int, context: StageContext
 ) -> Artifact:

@@ -29,7 +29,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 from pydantic import BaseModel
 
-from models.memory import available_bytes, estimate, lengths_of, shape_of, snapshot_bytes, stored_bytes
+from models.memory import require_free, snapshot_bytes, stored_bytes
 from models.ranks import ranks_here
 from models.run import Run, write_atomic
 from models.spending import FILE as COST_FILE
@@ -45,6 +45,7 @@ from tasks.locks import try_lock
 from tasks.plan import Pending, PlanEntry, current_plan, planning
 from tasks.process import Limits, Progress, Result, StageOOM, StageProcessError, run_process, tell
 from tasks.progress import Follower, following
+from tasks.ray_workers import ray_workers
 from tasks.registry import Outcome, current_run, record_stage
 from tasks.store import Artifact, Store
 from tasks.story import StageStory, run_logger
@@ -194,14 +195,8 @@ class StageContext:
         models = self._models
         if visible_gpus() or not models or not (models[0] / "config.json").exists():
             return
-        lengths = lengths_of(*(self.store.folder(artifact.digest) for artifact in self.call.artifacts.values()))
-        needed = estimate(self.call.stage.name, self.call.config, shape_of(models[0]), lengths)
-        free = available_bytes()
-        if needed is not None and needed.total > free:
-            raise ValueError(
-                f"{self.label} needs about {needed.total / 2**30:.1f} GiB of memory and {free / 2**30:.1f} GiB are free: "
-                "lower micro_batch_tokens or sampling.max_rows, take a smaller model, or free memory"
-            )
+        folders = [self.store.folder(artifact.digest) for artifact in self.call.artifacts.values()]
+        require_free(self.label, self.call.stage.name, self.call.config, models[0], folders)
 
     def _located(self, value: Any) -> Any:
         if isinstance(value, Artifact):
@@ -226,7 +221,9 @@ class StageContext:
             self.call.story.goes_on()
             self._require_memory()
             tell(Progress(self.label, "running"))
-            return run_process(self._spec(config, seed, inputs, staging, device), staging, self.label, stage.limits, self.log)
+            spec = self._spec(config, seed, inputs, staging, device)
+            with ray_workers(stage.fan_out, spec, self.store.root / "locks", staging / "sharing", self.label, self.log) as own:
+                return run_process(own, staging, self.label, stage.limits, self.log)
 
     @property
     def _devices(self) -> int:
@@ -274,6 +271,7 @@ class Stage:
         retry_delays_s: list[float],
         inline: bool,
         device: bool,
+        fan_out: str,
         limits: Limits,
         space: Callable[[Any, Mapping[str, Artifact]], int] | None,
         project: Project,
@@ -287,6 +285,7 @@ class Stage:
         self.retry_delays_s = retry_delays_s
         self.inline = inline
         self.device = device and not inline
+        self.fan_out = runs if fan_out == "chunks" else fan_out
         self.limits = limits
         self.space = space
         self.project = project
@@ -459,6 +458,7 @@ def stage(
     retry_delays_s: list[float] | None = None,
     inline: bool = False,
     device: bool = True,
+    fan_out: str = "",
     silence_s: float = 900.0,
     timeout_s: float | None = None,
     space: Callable[[Any, Mapping[str, Artifact]], int] | None = None,
@@ -471,6 +471,8 @@ def stage(
     retries, retry_delays_s: of infrastructure faults.
     inline: run it in the flow's process: for work of a second or two without torch.
     device: wait for a free device first.
+    fan_out: what Ray workers run beside it, where there are any (tasks/ray_workers.py): a function, or "chunks" for `runs` again, for a
+        stage whose work is cut into chunks by models/chunks.py. Empty: it has no use for them.
     silence_s, timeout_s: without a sign of life (output, report, progress), or in all, after which the process counts as hung.
     space: bytes of disk that the work needs, from the config and the input artifacts by name; default twice the inputs. Snapshots that the
         configuration asks for come on top.
@@ -487,6 +489,7 @@ def stage(
             retry_delays_s=delays,
             inline=inline,
             device=device,
+            fan_out=fan_out,
             limits=limits,
             space=space,
             project=project,

@@ -6,7 +6,7 @@ from tasks.stage import StageContext, stage
 from tasks.store import Artifact
 
 
-@stage(kind="report", runs="models.suites.win_rate:measure")
+@stage(kind="report", runs="models.suites.win_rate:measure", fan_out="chunks")
 def win_rate(
     config: WinRateConfig,
     policy: Artifact,

@@ -27,6 +27,7 @@ import numpy as np
 
 from data.blocks.base import Decision, Row, Survey
 from data.blocks.configs import BlockConfig
+from data.blocks.offers import Offers
 from data.blocks.registry import load, place_of
 from data.blocks.rows import Numbered, encode, read
 from data.blocks.tally import BlockTally
@@ -96,6 +97,7 @@ def run_blocks(
     seed: int,
     workers: int,
     run: Progress,
+    offers: Offers | None = None,
 ) -> Passed:
     """Pass rows through blocks.
 
@@ -107,13 +109,14 @@ def run_blocks(
         scratch: an empty folder for everything between.
         seed: of surveys, training and samples.
         workers: processes; 0: one for each core that this process may use.
+        offers: to processes on other hosts that see ``scratch``.
 
     Raises:
         ValueError: a setting is wrong, or a file that settings name.
         ChildProcessError: a worker died.
     """
     executor = _Executor(steps, sources, scratch, seed, run)
-    with Workers(workers or available_cores(), executor.plan, [step.label for step in steps]) as pool:
+    with Workers(workers or available_cores(), executor.plan, [step.label for step in steps], offers) as pool:
         return executor.run(rows, evaluated, pool)
 
 

@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from models.configs.base import StageConfig
+from models.sampling_backend import Backend, chosen_backend
 
 
 class SamplingConfig(StageConfig):
@@ -19,6 +20,19 @@ class SamplingConfig(StageConfig):
     max_rows: int = Field(
         default=256, ge=1, description="Completions generated at once. It orders the sampling noise, so it is part of the result."
     )
+
+    backend: Backend = Field(
+        default="own",
+        description="Who samples: this project's sampler; vllm, on a GPU and from policies on disk only, so not in training; or auto: vllm "
+        "where it is installed and there is a GPU.",
+    )
+
+    def cache_extra(self) -> dict[str, str]:
+        """The sampler that is meant here, where that depends on the machine."""
+        if self.backend == "own":
+            return {}
+        backend, why = chosen_backend(self.backend)
+        return {"backend": why if backend == "vllm" else backend}
 
     @property
     def truncates(self) -> bool:

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from data.judgements import Candidates, Judgement, Judging
 from models.chunks import map_chunks
+from models.judging.endpoint import Endpoint
 from models.judging.pairwise import PairwiseJudge
 from models.run import Run
 
@@ -24,7 +25,9 @@ def in_chunks(
         rows = work(chunk)
         return [{"rows": rows, "counts": {key: value - before[key] for key, value in _counts(judge).items()}}]
 
-    parts = map_chunks(run, name, items, size, counted)
+    # An endpoint has a budget and a pace, which one process keeps.
+    asks_endpoint = isinstance(judge, PairwiseJudge) and isinstance(judge.asked, Endpoint)
+    parts = map_chunks(run, name, items, size, counted, shared=not asks_endpoint)
     total: Counter[str] = Counter()
     for part in parts:
         total.update(part["counts"])

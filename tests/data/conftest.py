@@ -28,6 +28,7 @@ class FakeRun:
 
     def __init__(self, out: Path) -> None:
         self.out = out
+        self.sharing = None
         self.metrics: dict[str, float] = {}
         self.lines: list[str] = []
         self.steps: list[tuple[int, int]] = []

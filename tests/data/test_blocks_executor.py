@@ -1,6 +1,8 @@
 """The executor of curation's blocks, with blocks made for it."""
 
+import contextlib
 import json
+import threading
 import tracemalloc
 from collections import Counter
 from typing import get_args
@@ -10,6 +12,7 @@ import pytest
 from data.blocks import executor
 from data.blocks.base import Block, Row, Survey
 from data.blocks.executor import Step, run_blocks
+from data.blocks.offers import Offers, take_offers
 from data.blocks.registry import BLOCKS, BlockKind, load, place_of
 from data.blocks.rows import Numbered, RowStore, decode, encode
 from data.blocks.tally import SAMPLES
@@ -32,7 +35,7 @@ def passed(tmp_path, run, monkeypatch):
     """Runs blocks over rows in small shards."""
     monkeypatch.setattr(executor, "_SHARD_ROWS", 7)
 
-    def passed(rows, *steps, workers=1, seed=3, evaluated=(), name="scratch"):
+    def passed(rows, *steps, workers=1, seed=3, evaluated=(), name="scratch", offers=None):
         (tmp_path / name).mkdir()
         return run_blocks(
             rows,
@@ -43,6 +46,7 @@ def passed(tmp_path, run, monkeypatch):
             seed=seed,
             workers=workers,
             run=run,
+            offers=offers,
         )
 
     return passed
@@ -62,6 +66,54 @@ def test_any_number_of_workers_gives_the_same_rows_counts_samples_and_list(passe
     assert one == two == three
     other = outcome(passed(ROWS, *steps, seed=4, name="other"))
     assert other[0] != one[0] and other[1][0].kept_samples != one[1][0].kept_samples
+
+
+class Over(Exception):
+    """The one who takes offers is ended."""
+
+
+@pytest.fixture
+def taking(tmp_path):
+    """Someone on another host who takes what is offered, until the test is over."""
+    over = threading.Event()
+
+    def tick():
+        if over.is_set():
+            raise Over
+
+    def take():
+        with contextlib.suppress(Over):
+            take_offers(tmp_path / "offers", tick)
+
+    def start():
+        threads.append(threading.Thread(target=take))
+        threads[-1].start()
+
+    threads = []
+    (tmp_path / "offers").mkdir()
+    yield start
+    over.set()
+    for thread in threads:
+        thread.join()
+
+
+def test_what_another_host_does_is_the_same(passed, taking, tmp_path):
+    steps = (step("Upper", only="many"), step("Short", least=14), step("Luck", share=0.7), step("First"))
+    alone = outcome(passed(ROWS * 4, *steps, name="alone"))
+    offers = Offers(tmp_path / "offers", 1)
+    assert outcome(passed(ROWS * 4, *steps, name="nobody takes", offers=offers)) == alone
+    assert offers.count and not offers.open and not list((tmp_path / "offers").glob("*.done")), "taken back, every one"
+    taking()
+    taking()
+    assert outcome(passed(ROWS * 4, *steps, name="two take", offers=Offers(tmp_path / "offers", 8))) == alone
+    assert len(list((tmp_path / "offers").glob("0-*.done"))) > 2
+
+
+def test_an_error_on_another_host_names_the_block(passed, taking, tmp_path):
+    """Row 41 is in the sixth shard, and one process here has hands for two."""
+    taking()
+    with pytest.raises(ValueError, match=r"block fatal: .*the model file"):
+        passed(ROWS, step("Fatal", line=41, how="user"), name="fails", offers=Offers(tmp_path / "offers", 8))
 
 
 def test_counts_reasons_and_the_list_by_hand(passed):

@@ -267,21 +267,27 @@ class StageProcess:
         (folder / "interrupted.py").write_text(INTERRUPTED)
         self.attempts = 0
         self.environment: dict[str, str] = {}
+        self.more: dict[str, Any] = {}  # for the spec
 
     def run(self, failpoint: str = "", entry: str = "", config: Mapping[str, Any] | None = None) -> Result:
         """One attempt, to its end or to its failpoint."""
         self.attempts += 1
         job = self.folder / f"attempt-{self.attempts}"
-        (job / "out").mkdir(parents=True)
+        spec = self.spec(job, failpoint, entry, config)
         self.out = job / "out"
-        spec = {
+        return run_process(spec, job, entry or self.entry, Limits(), lambda line: None)
+
+    def spec(self, job: Path, failpoint: str = "", entry: str = "", config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What a process of the stage is told that works in the folder `job`."""
+        (job / "out").mkdir(parents=True)
+        return {
             "entry": entry or self.entry,
             "config": self.config.model_dump(mode="json") if config is None else config,
             "inputs": {name: encode_input(value) for name, value in self.inputs.items()},
             "seed": self.seed,
             "stage_key": "key-0",
             "micro_batch_scale": 1.0,
-            "out": str(self.out),
+            "out": str(job / "out"),
             "checkpoints": str(self.checkpoints),
             "log": str(job / "log.txt"),
             "root": str(self.folder),
@@ -289,8 +295,8 @@ class StageProcess:
             "folder": str(self.folder),
             "environment": {"POSTTRAIN_THREADS": "1", "POSTTRAIN_FAILPOINT": failpoint, **self.environment},
             "sources": {},
+            **self.more,
         }
-        return run_process(spec, job, entry or self.entry, Limits(), lambda line: None)
 
     def kill(self, failpoint: str) -> None:
         """An attempt that is killed by SIGKILL at a failpoint; anything else is an error."""

@@ -213,7 +213,7 @@ def test_answers_are_sampled_chunk_by_chunk_and_kept(base: Path, tables: Path, n
     kept = sorted(run.checkpoints.glob("sampled-*.json"))
     assert len(kept) == 3
     wanted = (run.out / "preferences.parquet").read_bytes()
-    monkeypatch.setattr("models.writing.generate", lambda *a, **k: pytest.fail("sampled again"))
+    monkeypatch.setattr("models.sampler.generate", lambda *a, **k: pytest.fail("sampled again"))
     again = new_run()
     collect(config, policies={"base": base}, data=tables, seed=0, run=again)
     assert (again.out / "preferences.parquet").read_bytes() == wanted
