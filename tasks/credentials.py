@@ -49,8 +49,10 @@ def require_prefect() -> None:
             client.api_version()
         except PrefectHTTPStatusError as error:
             if error.response.status_code not in (401, 403):
-                raise ValueError(f"The Prefect API {where} answers with {error.response.status_code}: see the server's log") from error
+                said = f"The Prefect API {where} answers with {error.response.status_code}"
+                raise ValueError(f"{said}: PREFECT_API_URL ends with /api; if it does, see the server's log") from error
             reason = "is wrong" if PREFECT_API_AUTH_STRING.value() else "is not set: it is USER:PASSWORD"
             raise ValueError(f"The Prefect API {where} lets in who has a password only: PREFECT_API_AUTH_STRING {reason}") from None
         except httpx.TransportError as error:
-            raise ValueError(f"No Prefect API answers at {where}, which PREFECT_API_URL names ({type(error).__name__})") from error
+            said = f"No Prefect API answers at {where}, which PREFECT_API_URL names ({type(error).__name__})"
+            raise ValueError(f"{said}: start it, or leave PREFECT_API_URL out") from error

@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tasks import provenance
+from tasks.claims import boot_id
 from tasks.locks import file_lock, is_free, some_locks
 from tasks.slot import global_slot
 from tasks.store import Store
@@ -39,6 +40,11 @@ def limit_name() -> str:
     return os.environ.get("POSTTRAIN_LIMIT", GPU_LIMIT if visible_gpus() else "")
 
 
+def device_lock(locks: Path, device: str) -> Path:
+    """The lock of a device of this machine, its containers included: other machines that share the folder have devices of the same numbers."""
+    return locks / f"device-{boot_id()[:8]}-{device}.lock"
+
+
 @contextmanager
 def device_slot(store: Store, on_wait: Callable[[str], None], count: int = 1) -> Iterator[dict[str, str]]:
     """Hold `count` devices, waiting for free ones; yields the environment that makes a stage's process see them alone.
@@ -51,7 +57,8 @@ def device_slot(store: Store, on_wait: Callable[[str], None], count: int = 1) ->
     gpus = visible_gpus()
     if gpus and count > len(gpus):
         raise ValueError(f"the stage wants {count} devices and this process may use {len(gpus)}: CUDA_VISIBLE_DEVICES is {','.join(gpus)}")
-    paths = {store.root / "locks" / f"device-gpu-{gpu}.lock": gpu for gpu in gpus} or {store.root / "locks" / "device-cpu.lock": ""}
+    locks = store.root / "locks"
+    paths = {device_lock(locks, f"gpu-{gpu}"): gpu for gpu in gpus} or {device_lock(locks, "cpu"): ""}
     limit, slots = limit_name(), count if gpus else 1
     with ExitStack() as stack:
         # The devices first: whoever waits for one of this machine must not keep a slot from another machine.
@@ -90,5 +97,5 @@ def _name_of_caller() -> str:
 
 def _users(paths: list[Path]) -> str:
     """Who has the devices, in words."""
-    used = [f"{path.stem.removeprefix('device-')}: {path.read_text(encoding='utf-8')}" for path in paths if not is_free(path)]
+    used = [f"{path.stem.split('-', 2)[2]}: {path.read_text(encoding='utf-8')}" for path in paths if not is_free(path)]
     return f"a free device ({'; '.join(used) or 'others are before it'})"

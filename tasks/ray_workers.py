@@ -28,7 +28,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from models.sharing import computed_by
 from models.worker import thread_count
-from tasks.device import visible_gpus
+from tasks.device import device_lock, visible_gpus
 from tasks.home import CHECKOUT
 from tasks.locks import try_lock
 from tasks.process import ZYGOTE_ENVIRONMENT
@@ -96,7 +96,7 @@ def _places(address: str, on_gpu: bool, locks: Path, held: ExitStack) -> list[di
     """What each worker takes of its host; the stage's own process has its share already."""
     asked = workers_asked()
     if on_gpu and address == "local":
-        spare = [gpu for gpu in visible_gpus() if _taken(locks / f"device-gpu-{gpu}.lock", held)]
+        spare = [gpu for gpu in visible_gpus() if _taken(device_lock(locks, f"gpu-{gpu}"), held)]
         return [{"cpus": 1, "gpus": 0, "device": gpu} for gpu in spare[: asked or len(spare)]]
     place = {"cpus": 1 if on_gpu else thread_count(), "gpus": int(on_gpu), "device": ""}
     most = room(place["cpus"], place["gpus"]) - (address == "local" and not asked)

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 from flows.cli.servers import START_S, Server, ServerFailed, stopping
 from flows.cli.session import known_prefect, served_addresses
 from flows.cli.terminal import complain, err, out
-from flows.cli.ui import without_credentials
+from flows.cli.ui import looking_for_dead_runs
+from tasks.credentials import require_prefect, without_credentials
 from tasks.home import home
 
 if TYPE_CHECKING:
@@ -90,38 +91,14 @@ def _serve(names: Sequence[str], interrupts: _Interrupts) -> int:
         return FAILED
     try:
         with err.status("Registering"):
-            require_server()
+            require_prefect()
             from flows.deployments import chosen
 
             deployments = chosen(names)
-        return asyncio.run(_execute(deployments, interrupts))
+        with looking_for_dead_runs():
+            return asyncio.run(_execute(deployments, interrupts))
     finally:
         os.close(lock)
-
-
-def require_server() -> None:
-    """Raise ValueError unless the chosen Prefect server answers, and lets us in."""
-    import httpx
-    from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_URL
-
-    url = without_credentials(str(PREFECT_API_URL.value()))
-    try:
-        with get_client(sync_client=True) as client:
-            client.read_flows(limit=1)  # its health is told without a password
-    except httpx.HTTPStatusError as error:
-        if error.response.status_code in (401, 403):
-            raise ValueError(
-                f"The Prefect server at {url} refuses us ({error.response.status_code}): set PREFECT_API_AUTH_STRING=user:password, "
-                "the same as the server's PREFECT_SERVER_API_AUTH_STRING."
-            ) from error
-        raise ValueError(
-            f"{url} answers with {error.response.status_code}, which no Prefect API does: PREFECT_API_URL ends with /api."
-        ) from error
-    except (httpx.TransportError, RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"No Prefect server answers at {url} ({type(error).__name__}): start it, or leave PREFECT_API_URL out and start `posttrain ui`."
-        ) from error
 
 
 async def _execute(deployments: Sequence[Deployment], interrupts: _Interrupts) -> int:
@@ -146,7 +123,7 @@ async def _execute(deployments: Sequence[Deployment], interrupts: _Interrupts) -
     try:
         await running
     except Exception:
-        require_server()  # after a minute and a half without it the runner gives up: that is said in a line
+        require_prefect()  # after a minute and a half without it the runner gives up: that is said in a line
         raise
     return 0
 

@@ -69,7 +69,7 @@ def _serve(prefect_port: int, mlflow_port: int) -> int:
             write_addresses(addresses)
             _print(addresses)
             out.print("Ctrl-C stops both." if len(servers) == 2 else "Ctrl-C ends.")
-            with _looking_for_dead_runs(f"{prefect.url}/api" if prefect else None):
+            with looking_for_dead_runs(f"{prefect.url}/api" if prefect else None):
                 _watch(servers)
         except ServerFailed as error:
             complain(str(error))
@@ -106,7 +106,7 @@ def _watch(servers: list[Server]) -> None:
 
 
 @contextmanager
-def _looking_for_dead_runs(api: str | None) -> Iterator[None]:
+def looking_for_dead_runs(api: str | None = None) -> Iterator[None]:
     """Meanwhile, runs whose process dies are not left Running."""
     from tasks.watch import watch_runs
 

@@ -23,6 +23,7 @@ from prefect.states import Cancelling
 from models.marked import MARK
 from tasks import tracking
 from tasks.claims import claims
+from tasks.device import device_lock
 from tasks.watch import sweep, watch_runs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -238,7 +239,7 @@ def test_cancel_ends_all_of_a_run_and_lets_the_next_one_in(world: World, served:
 
 def device_of(world: World) -> str:
     """Which run has the device, or had it last."""
-    return (world.root / "home" / "store" / "locks" / "device-gpu-0.lock").read_text()
+    return device_lock(world.root / "home" / "store" / "locks", "gpu-0").read_text()
 
 
 def logs(world: World, run: UUID) -> list[str]:

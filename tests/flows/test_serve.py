@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.cli.serve import require_server
+from tasks.credentials import require_prefect
 
 pytestmark = pytest.mark.timeout(900)  # most of it is waiting for servers and processes, which a busy machine starts slowly
 SHOTS = os.environ.get("POSTTRAIN_FORM_SHOTS")
@@ -73,9 +73,9 @@ class Refusing(BaseHTTPRequestHandler):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("/401/api", "refuses us (401): set PREFECT_API_AUTH_STRING=user:password"),
-        ("/404", "answers with 404, which no Prefect API does: PREFECT_API_URL ends with /api"),
-        ("", "start it, or leave PREFECT_API_URL out and start `posttrain ui`"),
+        ("/401/api", "lets in who has a password only: PREFECT_API_AUTH_STRING is not set: it is USER:PASSWORD"),
+        ("/404", "answers with 404: PREFECT_API_URL ends with /api"),
+        ("", "start it, or leave PREFECT_API_URL out"),
     ],
 )
 def test_a_server_that_does_not_let_us_in_is_said_with_what_to_do(path: str, message: str) -> None:
@@ -86,7 +86,7 @@ def test_a_server_that_does_not_let_us_in_is_said_with_what_to_do(path: str, mes
         server.shutdown()
         server.server_close()
     with temporary_settings({PREFECT_API_URL: url}), pytest.raises(ValueError, match=re.escape(message)) as refused:
-        require_server()
+        require_prefect()
     assert "secret" not in str(refused.value)
     server.shutdown()
     server.server_close()

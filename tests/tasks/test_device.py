@@ -12,7 +12,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 
 from tasks import slot
-from tasks.device import GPU_LIMIT, device_slot, limit_name, visible_gpus
+from tasks.device import GPU_LIMIT, device_lock, device_slot, limit_name, visible_gpus
 from tasks.locks import is_free
 from tasks.slot import SlotLost, global_slot
 from tasks.store import Store
@@ -161,7 +161,7 @@ def test_stages_on_two_gpus_see_one_each(store: Store, client: SyncPrefectClient
         assert (one, two) == ({"CUDA_VISIBLE_DEVICES": "2"}, {"CUDA_VISIBLE_DEVICES": "5"})
         limit = client.read_global_concurrency_limit_by_name(GPU_LIMIT)
         assert (limit.limit, limit.active_slots) == (2, 2)
-    assert is_free(store.root / "locks" / "device-gpu-2.lock")
+    assert is_free(device_lock(store.root / "locks", "gpu-2"))
     with device_slot(store, nobody_waits, count=2) as again:
         assert again == {"CUDA_VISIBLE_DEVICES": "2,5"}, "the limit is there and stays as it is"
         assert active(client, GPU_LIMIT) == 2
