@@ -41,7 +41,10 @@ def limit_name() -> str:
 
 
 def device_lock(locks: Path, device: str) -> Path:
-    """The lock of a device of this machine, its containers included: other machines that share the folder have devices of the same numbers."""
+    """The lock of a device of this machine, its containers included.
+
+    Other machines that share the folder have devices of the same numbers.
+    """
     return locks / f"device-{boot_id()[:8]}-{device}.lock"
 
 
