@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from models import worker
+from models.marked import MARK
 from models.run import EXIT_STOPPED, Run, Stopped, write_atomic
 
 COLLECTIVE_TIMEOUT = timedelta(hours=6)  # longer than the first rank may write a model; a hang is seen by the silence of the log before
@@ -83,7 +84,7 @@ def lead(spec_path: Path, spec: Mapping[str, Any]) -> int:
     endpoint = os.environ.get("POSTTRAIN_RENDEZVOUS", "") if nodes > 1 else "localhost:0"
     if not endpoint:
         raise ValueError(f"POSTTRAIN_NODES is {nodes}: set POSTTRAIN_RENDEZVOUS to host:port of this machine, as the others see it")
-    launch = {"spec": str(spec_path), "ranks": here, "nodes": nodes, "endpoint": endpoint, "id": spec["environment"][worker.MARK]}
+    launch = {"spec": str(spec_path), "ranks": here, "nodes": nodes, "endpoint": endpoint, "id": spec["environment"][MARK]}
     if nodes > 1:
         write_atomic(_join_file(Path(spec["checkpoints"]).parents[1]), json.dumps(launch))
     exit_code = verdict(spec_path, start_ranks(launch))

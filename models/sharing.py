@@ -147,7 +147,7 @@ def computed_by(folder: Path) -> Counter[str]:
 
 def machine() -> str:
     """What the last digits of a number depend on, in words: the processor, or the GPU, and the libraries that compute."""
-    installed = {name for name in COMPUTING if next(metadata.Distribution.discover(name=name), None) is not None}
+    installed = {name for name in COMPUTING if any(metadata.distributions(name=name))}
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in COMPUTING if name in installed)
     return f"{_device()}, {versions}, Python {platform.python_version()}"
 
