@@ -40,7 +40,7 @@ quickstart: install ## post-train SmolLM2-135M from end to end (15 minutes on 2 
 
 # A worker for each processor, with one thread each: two that compute with two threads each slow each other down tenfold.
 test: install ## the test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal --durations 30 --durations-min 5
 
 lint: install ## ruff, its formatter excepted, and pyright
 	$(BIN)/ruff check .
