@@ -35,6 +35,8 @@ RecipeName = Literal[
     "people",
     "quickstart",
     "r1-zero",
+    "retrain",
+    "retrain-tiny",
     "tiny",
     "tulu3",
 ]

@@ -13,6 +13,7 @@ import pytest
 _HOME = Path(tempfile.mkdtemp(prefix="posttrain-tests-"))
 for _name in ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "POSTTRAIN_FAILPOINT"):
     os.environ.pop(_name, None)
+os.environ.pop("COLUMNS", None)  # of a terminal that no test has; workers of pytest-xdist are given one
 os.environ["POSTTRAIN_HOME"] = str(_HOME)
 os.environ["HF_HUB_OFFLINE"] = "1"
 # A shell without job control starts background jobs with Ctrl-C ignored, and every process of the tests would inherit that.

@@ -14,6 +14,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,16 @@ def picture(page: Any, name: str, height: int) -> None:
         page.screenshot(path=f"{SHOTS}/{name}.png")
 
 
+def submitted(page: Any, site: Site) -> Any:
+    """Runs on the server. The form takes what was typed over after a moment; submitted before, it is refused as it was."""
+    for _ in range(10):
+        page.wait_for_timeout(500)
+        submit(page)
+        with suppress(AssertionError):
+            return wait_for(lambda: call(f"{site.api}/flow_runs/filter", {}), "the run", 15)
+    raise AssertionError("the form was never accepted")
+
+
 def test_a_run_from_the_form_to_its_pages(chromium: Any, site: Site) -> None:
     page = chromium.new_context(viewport={"width": 1280, "height": 1000}).new_page()
     page.set_default_timeout(PATIENCE_MS)
@@ -186,9 +197,7 @@ def test_a_run_from_the_form_to_its_pages(chromium: Any, site: Site) -> None:
     assert call(f"{site.api}/flow_runs/count", {}) == 0
     field(sft, "batch_size").locator("input").fill("8")
     seed.locator("input").fill("5")
-    page.wait_for_timeout(500)  # the form takes what was typed over after a moment
-    submit(page)
-    runs = wait_for(lambda: call(f"{site.api}/flow_runs/filter", {}), "the run")
+    runs = submitted(page, site)
     wait_for(lambda: site.state(runs[0]["id"]) in ("COMPLETED", "FAILED", "CRASHED"), "the end of the run", 600)
     assert site.state(runs[0]["id"]) == "COMPLETED", site.log.read_text()
     assert runs[0]["parameters"]["config"]["seed"] == 5 and runs[0]["parameters"]["config"]["sft"]["batch_size"] == 8

@@ -400,7 +400,7 @@ def test_flow_killed_its_stage_dies_and_the_next_run_takes_over_and_resumes(toy,
 def test_too_little_memory_is_said_once_the_device_is_free(
     toy, stages: ModuleType, work: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tasks import stage as stage_module
+    from models import memory
 
     staging = store(toy).new_staging()
     (staging / "numbers.json").write_text("[1, 2]")
@@ -408,11 +408,11 @@ def test_too_little_memory_is_said_once_the_device_is_free(
     model = store(toy).put(staging, "policy")
     needed = type("Needed", (), {"total": 3 * 2**30})()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr(stage_module, "shape_of", lambda folder: None)
-    monkeypatch.setattr(stage_module, "estimate", lambda name, config, shape, lengths: needed)
-    monkeypatch.setattr(stage_module, "available_bytes", lambda: 2 * 2**30)
+    monkeypatch.setattr(memory, "shape_of", lambda folder: None)
+    monkeypatch.setattr(memory, "estimate", lambda name, config, shape, lengths: needed)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 2 * 2**30)
     with pytest.raises(ValueError, match=r"train needs about 3\.0 GiB of memory and 2\.0 GiB are free"):
         call(stages.train, work.TrainConfig(), model, seed=0)
-    monkeypatch.setattr(stage_module, "available_bytes", lambda: 4 * 2**30)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 4 * 2**30)
     call(stages.train, work.TrainConfig(), model, seed=0)
     assert toy.ran() == ["train"]

@@ -201,7 +201,7 @@ def test_a_server_that_nobody_runs_costs_the_run_nothing(mlflow, home, tmp_path,
         mlflow.compute("sft", tmp_path / "none")
     assert run.url is None and tracking.ui_url() == "http://127.0.0.1:9"
     assert len(list(home.glob("mlflow/outbox/*/*.jsonl"))) == 1
-    assert {entry.levelno for entry in caplog.records} == {logging.WARNING}
+    assert max(entry.levelno for entry in caplog.records) == logging.WARNING
     for folder in home.glob("mlflow/owners/*"):
         (folder / "gone-1-0").touch()  # so that the sweep asks MLflow
     assert tracking.sweep() == []
