@@ -202,7 +202,7 @@ def test_a_retry_with_another_setting_that_changes_no_result_goes_on(mlflow, tmp
 
 def test_points_already_sent_are_not_sent_again_by_another_process(mlflow, tmp_path, monkeypatch):
     """The same Prefect flow run, retried in a new process: nothing is known but what MLflow has."""
-    flow_run = SimpleNamespace(id="f-1", name="brave-owl", deployment_id=None, run_count=1, state=None)
+    flow_run = SimpleNamespace(id="f-1", name="brave-owl", deployment_id=None, run_count=1, state=None, parent_task_run_id="t-1")
     monkeypatch.setattr(provenance, "flow_run", lambda: flow_run)
     monkeypatch.setattr(provenance, "flow_tags", lambda: {"prefect.flow_run_id": "f-1"})
     monkeypatch.setattr(tracked, "_link_from_prefect", lambda run, run_id: None)
