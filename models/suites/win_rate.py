@@ -119,8 +119,8 @@ def judged(judge: Judging, candidates: Sequence[Candidates], size: int, seed: in
 
     def work(chunk: Sequence[Candidates]) -> list[Any]:
         if not isinstance(judge, PairwiseJudge):
-            said = [(says(j, 0, 1), j.reason) for j in judge(chunk, seed=seed, tick=run.stop_if_asked)]
-            return [asdict(Compared(None if value is None else _sign(value), reason)) for value, reason in said]
+            judgements = judge(chunk, seed=seed, tick=run.stop_if_asked)
+            return [asdict(_scored(c, says(j, 0, 1), j.reason)) for c, j in zip(chunk, judgements, strict=True)]
         pairs = [Pair(c.prompt, c.completions[0], c.completions[1], c.id) for c in chunk]
         return [asdict(_compared(duel)) for duel in judge.compare(pairs, seed=seed, tick=run.stop_if_asked)]
 
@@ -129,6 +129,12 @@ def judged(judge: Judging, candidates: Sequence[Candidates], size: int, seed: in
     if all(each.verdict is None for each in compared):
         raise ValueError(f"the judge abstained from all {len(compared)} comparisons ({compared[0].reason or 'no reason'}): ask another")
     return compared, {**counts, **(judge.costs if isinstance(judge, PairwiseJudge) else {})}
+
+
+def _scored(candidates: Candidates, verdict: float | None, reason: str) -> Compared:
+    """The same text twice is a tie: scores of a model differ in the last digits with what else was scored beside it."""
+    same = candidates.completions[0] == candidates.completions[1]
+    return Compared(None if verdict is None else 0 if same else _sign(verdict), reason)
 
 
 def _compared(duel: Duel) -> Compared:

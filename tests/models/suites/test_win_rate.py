@@ -31,7 +31,9 @@ CALLABLE = JudgeConfig(kind="callable", callable="tests_win_rate_judges:lengths"
 def judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A module that configurations can name."""
     (tmp_path / "tests_win_rate_judges.py").write_text(
-        "def lengths(prompt, text):\n    return len(text)\n\ndef raises(prompt, text):\n    raise RuntimeError('no')\n"
+        "import itertools\n\ndef lengths(prompt, text):\n    return len(text)\n\n"
+        "def raises(prompt, text):\n    raise RuntimeError('no')\n\n"
+        "def grows(prompt, text, count=itertools.count()):\n    return 1e-6 * next(count)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
 
@@ -69,9 +71,10 @@ def test_extrapolation_over_lengths_is_said():
     assert ["extrapolated" in " ".join(notes) for notes in noted] == [True, False]
 
 
-def test_a_policy_beside_itself_ties(base, tables, run, judges):
-    """The same seed gives the same answers."""
-    config = WinRateConfig(judge=CALLABLE, sampling=SHORT, resamples=100)
+@pytest.mark.parametrize("judge", ["lengths", "grows"])
+def test_a_policy_beside_itself_ties(base, tables, run, judges, judge):
+    """The same seed gives the same answers; a score that differs in its last digits does not tell them apart."""
+    config = WinRateConfig(judge=JudgeConfig(kind="callable", callable=f"tests_win_rate_judges:{judge}"), sampling=SHORT, resamples=100)
     measure(config, policy=base, reference=base, data=tables, seed=0, run=run)
     suite = read_suite(run.out)
     assert set(suite.measures[0].values.values()) == {0.5}
