@@ -11,9 +11,9 @@ from data.labelling.judgements import ExportForm, as_given, judgements_of, read_
 from data.labelling.report import markdown_of, report_of
 from data.labelling.store import LabelStore
 from data.labelling.waiting import runs
-from flows.cli.session import known_prefect
+from flows.cli.session import deliver, known_prefect
 from flows.cli.terminal import out, write
-from flows.labelling.announcing import announce, deliver
+from flows.labelling.announcing import announce
 from flows.labelling.tasks import find, known
 
 

@@ -6,9 +6,10 @@ import os
 from collections.abc import Sequence
 
 from flows import notifications
-from flows.cli.session import prefect_session, require_lasting_server
+from flows.cli.session import known_prefect
 from flows.cli.terminal import out, plain
 from flows.notifications import OCCASIONS, Occasion
+from tasks.credentials import require_prefect
 
 URL = "POSTTRAIN_NOTIFY_URL"
 
@@ -23,9 +24,10 @@ def notify(block: str, when: Sequence[str], off: bool) -> int:
     url = os.environ.get(URL)
     if not (off or block or url):
         raise ValueError(f"where to? Set {URL} to a webhook's address, or name a notification block, such as slack-webhook/team")
-    require_lasting_server()
-    with prefect_session() as wait_for_prefect:
-        wait_for_prefect()
+    with known_prefect() as is_known:
+        if not is_known:
+            raise ValueError("this needs a Prefect server that goes on running: start `posttrain ui`, or set PREFECT_API_URL")
+        require_prefect()
         if off:
             out.print(f"{notifications.remove()} notifications taken away.")
             return 0

@@ -114,12 +114,12 @@ def prefect_session() -> Iterator[Callable[[], None]]:
         try:
             yield wait
         finally:
-            _deliver()
+            deliver()
     if server.log.exists() and server.log.stat().st_size == 0:
         server.log.unlink()
 
 
-def _deliver() -> None:
+def deliver() -> None:
     """Send what Prefect still holds of logs and events: at the end of the process, where it would, its API is gone."""
     if "prefect" not in sys.modules:
         return
@@ -128,16 +128,6 @@ def _deliver() -> None:
 
     for worker in (APILogWorker, EventsWorker):
         worker.drain_all(timeout=10)
-
-
-def require_lasting_server() -> None:
-    """Return if there is a Prefect API that outlives this command.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if not (os.environ.get("PREFECT_API_URL") or profile_names_an_api(os.environ.get("PREFECT_HOME")) or served_addresses()):
-        raise ValueError("this needs a Prefect server that goes on running: start `posttrain ui`, or set PREFECT_API_URL")
 
 
 def require_mlflow() -> None:

@@ -20,10 +20,3 @@ def announce(store: LabelStore, labels: int = 1) -> None:
     resource = {"prefect.resource.id": f"posttrain.labels.{store.name}", "prefect.resource.name": store.name}
     for _ in range(labels):
         emit_event(EVENT, resource, payload={"labels": progress.labels, "wanted": progress.wanted})
-
-
-def deliver(timeout_s: float = 10.0) -> None:
-    """Wait until the events are sent, but not for long: for a process that is about to end."""
-    from prefect.events.worker import EventsWorker
-
-    EventsWorker.drain_all(timeout=timeout_s)

@@ -26,6 +26,7 @@ from prefect.states import Scheduled
 from data.judgements import Candidates
 from data.labelling.store import LabelStore
 from data.records import Message
+from flows.cli.session import deliver
 from flows.labelling import announcing, tasks
 from flows.scheduled import why_skipped
 from models.configs.labelling import LabellingConfig
@@ -162,7 +163,7 @@ def test_every_label_is_an_event_that_the_trigger_is_for(home: Path) -> None:
     try:
         AssertingEventsClient.reset()
         announcing.announce(store, 3)
-        announcing.deliver()
+        deliver()
         (events,) = [made.events for made in AssertingEventsClient.all if made.events]
     finally:
         EventsWorker.set_client_override(None)  # type: ignore[arg-type]
