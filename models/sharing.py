@@ -87,7 +87,7 @@ class Sharing:
             else:
                 self._rest()
         if self.leads:
-            self._count_others(name)
+            self._count_others(name, len(kept))
         else:
             self._wait(self._call(self.calls).exists)
 
@@ -117,10 +117,17 @@ class Sharing:
         done = {"by": self.who, "generated_tokens": generated_tokens() - tokens}
         write_atomic(self._file(name, number, "done"), json.dumps(done))
 
-    def _count_others(self, name: str) -> None:
-        for path in self.folder.glob(f"{name}-*.done"):
-            done = json.loads(path.read_text(encoding="utf-8"))
-            count_generated(done["generated_tokens"] if done["by"] != self.who else 0)
+    def _count_others(self, name: str, count: int) -> None:
+        """Count what others generated. A chunk's result is there a moment before the word of who made it: while it is claimed, wait."""
+        self._wait(lambda: all(self._is_told(name, number) for number in range(count)))
+        told = [json.loads(path.read_text(encoding="utf-8")) for path in self.folder.glob(f"{name}-*.done")]
+        count_generated(sum(done["generated_tokens"] for done in told if done["by"] != self.who))
+
+    def _is_told(self, name: str, number: int) -> bool:
+        if self._file(name, number, "done").exists():
+            return True
+        with claim(self._file(name, number, "claim")) as nobody_will:
+            return nobody_will
 
     def _call(self, number: int) -> Path:
         return self.folder / f"call-{number:03d}.json"

@@ -18,7 +18,7 @@ from models.chunks import map_chunks
 from models.configs.evaluation import EvaluateConfig
 from models.configs.preferences import PreferencesConfig
 from models.configs.sampling import SamplingConfig
-from models.run import Run
+from models.run import Run, write_atomic
 from models.sharing import Sharing, computed_by
 from tasks.process import ZYGOTE_ENVIRONMENT
 
@@ -89,6 +89,35 @@ def test_a_follower_computes_what_the_leader_has_not_and_the_leader_reads_it(par
     assert map_chunks(leader, "twice", ITEMS, 2, never) == [2 * item for item in ITEMS]
     assert computed_by(follower.sharing.folder) == {follower.sharing.who: 4}
     assert spending.generated_tokens() == counted + 80, "once where they were generated, once where they count"
+
+
+def test_the_leader_waits_for_the_word_of_who_made_a_result(party: Callable[[bool], Run], monkeypatch: pytest.MonkeyPatch):
+    follower, leader = party(False), party(True)
+    computed = Sharing._computed
+
+    def slow_to_tell(self: Sharing, name: str, number: int) -> Iterator[int]:
+        counted = computed(self, name, number)
+        yield next(counted)
+        time.sleep(0.3)  # its result is there
+        yield from counted
+
+    monkeypatch.setattr(Sharing, "_computed", slow_to_tell)
+    counted = spending.generated_tokens()
+
+    def generating(number: int, chunk: Sequence[int]) -> list[int]:
+        spending.count_generated(10)
+        return doubled(number, chunk)
+
+    follow(lambda: map_chunks(follower, "twice", ITEMS, 4, generating))
+    until(lambda: len(list(leader.checkpoints.glob("twice-*.json"))) == 2)
+    assert map_chunks(leader, "twice", ITEMS, 4, doubled) == [2 * item for item in ITEMS]
+    assert spending.generated_tokens() == counted + 40, "also for the last, whose word came after its result"
+
+
+def test_a_result_of_an_earlier_attempt_is_not_waited_for(party: Callable[[bool], Run]):
+    leader = party(True)
+    write_atomic(leader.checkpoints / "twice-00001.json", "[8, 10, 12, 14]")
+    assert map_chunks(leader, "twice", ITEMS, 4, doubled) == [2 * item for item in ITEMS]
 
 
 def test_nobody_computes_what_another_has_claimed(party: Callable[[bool], Run]):
