@@ -24,6 +24,9 @@ from models.short_attention import Bucket, short_attention
 
 NAME = "posttrain"
 BUCKET_RATIO = 1.25  # groups whose lengths differ by less share one padded attention call
+# Rows of scores that begin at a multiple of 32 bytes took 10 to 35 % less time in products and softmax: a bucket gets as many slots where
+# they are at most an eighth more.
+SLOTS = 16
 # Up to this a group's scores are few enough to be kept for the backward pass. The library's fused kernel is for GPUs: on a processor it
 # took 2 to 3 times as long as blocks at 512 and at 2,048 tokens, and 20 times as long as kept scores at 20.
 SHORT_TOKENS = 256
@@ -112,7 +115,7 @@ def _bucket(packed: Packed, members: list[int]) -> Bucket:
     chosen = torch.tensor(members, device=device)
     start_K = packed.group_starts_K[chosen]
     length_K = packed.group_starts_K[chosen + 1] - start_K
-    slot_L = torch.arange(int(length_K.max()), device=device)
+    slot_L = torch.arange(_slots(int(length_K.max())), device=device)
     real_KL = slot_L < length_K[:, None]
     index_KL = torch.where(real_KL, start_K[:, None] + slot_L, start_K[:, None])
     branch_KL = packed.branch_N[index_KL]
@@ -121,6 +124,11 @@ def _bucket(packed: Packed, members: list[int]) -> Bucket:
     # A padded query attends to slot 0, so that no row of the softmax is empty; its output is thrown away.
     mask_KLL = (causal_LL & related_KLL & real_KL[:, None, :]) | (slot_L == 0)
     return Bucket(index_KL, real_KL.flatten().nonzero()[:, 0], mask_KLL)
+
+
+def _slots(longest: int) -> int:
+    even = -(-longest // SLOTS) * SLOTS
+    return even if even <= 1.125 * longest else longest
 
 
 def _attention(module, query, key, value, attention_mask, scaling=None, layout: Layout | None = None, **kwargs):

@@ -53,7 +53,7 @@ class GRPO(OnPolicy):
             rollout.tensors["mask"].sum(-1), config.sampling.max_tokens, config.overlong_buffer_tokens
         )
         if config.updates_per_iteration > 1 or self._kl_in("reward"):
-            rollout.tensors["old_logp"] = self.per_token(rollout, self.logps(self.policy))
+            rollout.tensors["old_logp"] = self.sampled_logps(rollout)
         if self.reference is not None:
             rollout.tensors["ref_logp"] = self.per_token(rollout, self.logps(self.reference))
         if self._kl_in("reward"):
@@ -73,7 +73,7 @@ class GRPO(OnPolicy):
         variant = VARIANTS[self.config.loss]
         advantage_C, mask_CT = self.pick(batch, "advantage", "mask")
         logp_CT, entropy_CT = self.current(batch)
-        old_logp_CT = self.pick(batch, "old_logp")[0] if self.config.updates_per_iteration > 1 else logp_CT.detach()
+        old_logp_CT = self.old_logps(batch, logp_CT)
         advantage_CT = advantage_C[:, None].expand_as(logp_CT)
         loss_CT, sums = variant.surrogate(logp_CT, old_logp_CT, advantage_CT, mask_CT, self.config.clip, self.config.clip_high)
         if self.config.importance_cap:

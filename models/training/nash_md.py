@@ -81,7 +81,7 @@ class NashMD(OnPolicy):
         Source: Munos et al. 2024, Nash-MD-PG: the gradient of E[P - tau log(pi / mu)], of which each token gets what comes after it.
         """
         mask_CT = rollout.tensors["mask"]
-        logp_CT = self.per_token(rollout, self.logps(self.policy))
+        logp_CT = self.sampled_logps(rollout)
         ref_logp_CT = self.per_token(rollout, self.logps(self.reference.model))
         reward_CT = token_rewards(rollout.tensors["score"] - 0.5, logp_CT, ref_logp_CT, mask_CT, self.config.kl_coefficient)
         to_come_CT, _ = gae(reward_CT, torch.zeros_like(reward_CT), mask_CT, discount=1.0, decay=1.0)
@@ -94,9 +94,9 @@ class NashMD(OnPolicy):
 
         Nothing is divided by lengths: before the first step of a round its gradient is that of the expectation itself.
         """
-        mask_CT, advantage_CT, old_logp_CT = self.pick(batch, "mask", "advantage", "old_logp")
+        mask_CT, advantage_CT = self.pick(batch, "mask", "advantage")
         logp_CT, entropy_CT = self.current(batch)
-        loss_CT, sums = clipped_surrogate(logp_CT, old_logp_CT, advantage_CT, mask_CT, self.config.clip)
+        loss_CT, sums = clipped_surrogate(logp_CT, self.old_logps(batch, logp_CT), advantage_CT, mask_CT, self.config.clip)
         loss = loss_CT.sum() / batch.sequences
         sums["train/loss"] = (loss_CT.detach().sum(), float(len(loss_CT)))
         return loss, sums | entropy_sums(entropy_CT, mask_CT)

@@ -37,7 +37,7 @@ class PPO(OnPolicy):
 
     def prepare(self, rollout: Rollout) -> None:
         mask_CT = rollout.tensors["mask"]
-        old_logp_CT = self.per_token(rollout, self.logps(self.policy))
+        old_logp_CT = self.sampled_logps(rollout)
         ref_logp_CT = self.per_token(rollout, self.logps(self.reference))
         value_CT = self.per_token(rollout, self.critic.before_tokens)
         reward_CT = self._rewards(rollout, old_logp_CT, ref_logp_CT)
@@ -59,11 +59,9 @@ class PPO(OnPolicy):
 
     def loss(self, batch: Batch) -> tuple[Tensor, Sums]:
         """Mean over tokens of the clipped surrogate + value_coefficient * value loss - entropy_coefficient * entropy."""
-        mask_CT, advantage_CT, old_logp_CT, old_value_CT, return_CT = self.pick(
-            batch, "mask", "advantage", "old_logp", "old_value", "return"
-        )
+        mask_CT, advantage_CT, old_value_CT, return_CT = self.pick(batch, "mask", "advantage", "old_value", "return")
         logp_CT, entropy_CT = self.current(batch)
-        policy_CT, sums = clipped_surrogate(logp_CT, old_logp_CT, advantage_CT, mask_CT, self.config.clip)
+        policy_CT, sums = clipped_surrogate(logp_CT, self.old_logps(batch, logp_CT), advantage_CT, mask_CT, self.config.clip)
         value_CT = batch.packed.unflatten(self.critic.before_tokens(batch.packed), mask_CT.shape[1])
         critic_CT, value_sums = value_loss(value_CT, old_value_CT, return_CT, mask_CT, self.config.value_clip)
         bonus = entropy_bonus(entropy_CT, mask_CT, self.config.entropy_coefficient, batch.tokens)

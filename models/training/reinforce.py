@@ -60,7 +60,7 @@ def priced_rewards(algorithm: Any, rollout: Rollout) -> Tensor:
     mask_CT, score_C = rollout.tensors["mask"], rollout.tensors["score"]
     logp_CT = ref_logp_CT = rollout.tensors["sampler_logp"]
     if algorithm.reference is not None:
-        logp_CT = algorithm.per_token(rollout, algorithm.logps(algorithm.policy))
+        logp_CT = algorithm.sampled_logps(rollout)
         ref_logp_CT = algorithm.per_token(rollout, algorithm.logps(algorithm.reference))
         rollout.metrics["train/kl_nats"] = float((logp_CT - ref_logp_CT).sum(-1).mean())
     return token_rewards(score_C, logp_CT, ref_logp_CT, mask_CT, algorithm.config.kl_coefficient)

@@ -201,6 +201,20 @@ class OnPolicy(Algorithm):
         """A ``value_of`` for ``per_token``: log-probabilities at the sampling temperature."""
         return lambda packed: token_logps(model, packed, self.config.sampling.temperature)[0]
 
+    def sampled_logps(self, rollout: Rollout) -> Tensor:
+        """Log-probabilities of a round's tokens at the policy that sampled them: ``[C, T]``.
+
+        Where a round is one update they are the sampler's: the update's ratios are 1 whatever they are, and a pass over the round is saved.
+        Further updates compare with the training pass, so that its rounding falls out of their ratios.
+        """
+        if self.config.updates_per_iteration == 1:
+            return rollout.tensors["sampler_logp"]
+        return self.per_token(rollout, self.logps(self.policy))
+
+    def old_logps(self, batch: Batch, logp_CT: Tensor) -> Tensor:
+        """What the ratios of an update compare with: ``old_logp`` of the rollout, and in a round's only update the policy as it is."""
+        return logp_CT.detach() if self.config.updates_per_iteration == 1 else self.pick(batch, "old_logp")[0]
+
     def pick(self, batch: Batch, *names: str) -> list[Tensor]:
         """Rows of the rollout's tensors that belong to a micro-batch."""
         assert self.rollout is not None

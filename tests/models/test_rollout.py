@@ -247,6 +247,23 @@ def test_the_first_update_of_a_round_is_at_the_policy_that_sampled(make: Callabl
     assert metrics["train/kl_old_nats"] == pytest.approx(0, abs=1e-6)
 
 
+def test_a_round_of_one_update_takes_the_samplers_numbers_and_saves_a_pass(make: Callable, monkeypatch: pytest.MonkeyPatch):
+    """A round of several recomputes them: there the rounding of the training pass has to fall out of the ratios."""
+    for epochs, passes in ((1, ["reference"]), (2, ["policy", "reference"])):
+        algorithm = make(PPO, PPOConfig(**(ROUND | {"epochs": epochs, "minibatches": 1})))
+        seen: list[str] = []
+        logps = algorithm.logps
+        monkeypatch.setattr(algorithm, "logps", lambda m, a=algorithm, s=seen, f=logps: s.append("policy" if m is a.policy else "reference") or f(m))
+        batches = algorithm.batches(0)
+        tensors = algorithm.rollout.tensors
+        assert seen == passes
+        assert torch.equal(tensors["old_logp"], tensors["sampler_logp"]) == (epochs == 1)
+        torch.testing.assert_close(tensors["old_logp"], tensors["sampler_logp"], rtol=0, atol=1e-5)
+        tensors["old_logp"] += 0.1  # what a sampler of another rounding would say, many times over
+        metrics = merge(algorithm.loss(batch)[1] for batch in batches)
+        assert metrics["train/ratio"] == pytest.approx(1.0 if epochs == 1 else math.exp(-0.1), abs=1e-5)
+
+
 def test_a_rollout_that_is_not_finite_is_refused_by_name(make: Callable):
     algorithm = make(PPO, PPOConfig(**ROUND))
     algorithm.batches(0)
