@@ -252,8 +252,9 @@ def test_a_round_of_one_update_takes_the_samplers_numbers_and_saves_a_pass(make:
     for epochs, passes in ((1, ["reference"]), (2, ["policy", "reference"])):
         algorithm = make(PPO, PPOConfig(**(ROUND | {"epochs": epochs, "minibatches": 1})))
         seen: list[str] = []
+        names = {id(algorithm.policy): "policy", id(algorithm.reference): "reference"}
         logps = algorithm.logps
-        monkeypatch.setattr(algorithm, "logps", lambda m, a=algorithm, s=seen, f=logps: s.append("policy" if m is a.policy else "reference") or f(m))
+        monkeypatch.setattr(algorithm, "logps", lambda m, seen=seen, names=names, of=logps: seen.append(names[id(m)]) or of(m))
         batches = algorithm.batches(0)
         tensors = algorithm.rollout.tensors
         assert seen == passes
