@@ -186,4 +186,4 @@ def bias_of(seen: Tensor, dtype: torch.dtype) -> Tensor:
 
 def softmax(scores: Tensor, scaling: float, bias: Tensor) -> Tensor:
     """softmax(scaling scores + bias), in place up to there; a softmax of half-precision numbers is computed in float32 and rounded once."""
-    return scores.mul_(scaling).add_(bias).softmax(-1)
+    return torch.add(bias, scores, alpha=scaling, out=scores).softmax(-1)
