@@ -7,8 +7,9 @@ Axes: ``N`` packed tokens, ``M`` those of a bucket, ``K`` groups, ``L`` tokens o
 ``J`` key-value heads, ``D`` head width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -27,6 +28,8 @@ BUCKET_RATIO = 1.25  # groups whose lengths differ by less share one padded atte
 # Rows of scores that begin at a multiple of 32 bytes took 10 to 35 % less time in products and softmax: a bucket gets as many slots where
 # they are at most an eighth more.
 SLOTS = 16
+CUTTING_SHARE = 0.7  # scores of prompt and completions apart, as a share of the whole group's, up to which cutting pays
+PADDING_SHARE = 1.5
 # Up to this a group's scores are few enough to be kept for the backward pass. The library's fused kernel is for GPUs: on a processor it
 # took 2 to 3 times as long as blocks at 512 and at 2,048 tokens, and 20 times as long as kept scores at 20.
 SHORT_TOKENS = 256
@@ -44,7 +47,8 @@ class PackedLayout:
     """Tree attention inside each group of a packed batch: prompt causal, completions see the prompt and themselves.
 
     Short groups of similar length are padded to one bucket for the attention product only, on GPUs all groups; every other layer sees ``N``
-    real tokens. A long group is taken alone, a block of queries at a time.
+    real tokens. Where a group's completions would mostly be multiplied with each other, which they do not see, its prompt and its
+    completions are in buckets of their own. Any other long group is taken alone, a block of queries at a time.
     With ``keep`` the keys and values of each layer are kept, for a sampler that continues from the prompts.
     """
 
@@ -52,9 +56,12 @@ class PackedLayout:
         self.kept: dict[int, tuple[Tensor, Tensor]] | None = {} if keep else None
         lengths = dict(enumerate(packed.group_starts_K.diff().tolist()))
         fused = packed.input_ids_N.is_cuda
-        long = [] if fused else [k for k, length in lengths.items() if length > SHORT_TOKENS]
+        trees = {} if fused else {k: tree for k, tree in _trees(packed).items() if tree.is_worth_cutting}
+        long = [] if fused else [k for k, length in lengths.items() if length > SHORT_TOKENS and k not in trees]
         self.long = [_Long.of(packed, k) for k in long]
-        buckets = [_bucket(packed, members) for members in _similar_lengths({k: lengths[k] for k in lengths.keys() - long})]
+        whole = {k: lengths[k] for k in lengths.keys() - {*long, *trees}}
+        buckets = [_bucket(packed, members) for members in _similar_lengths(whole)]
+        buckets += [bucket for members in _similar_trees(trees) for bucket in _apart(packed, members)]
         self.short, self.fused = ([], buckets) if fused else (buckets, [])
         self.place_N = torch.cat([*(b.token_M for b in buckets), *(one.token_L for one in self.long)]).argsort()
         self.biases: list[Tensor] = []
@@ -94,7 +101,7 @@ class _Long:
 def _fused_attention(q_NHD: Tensor, k_NJD: Tensor, v_NJD: Tensor, bucket: Bucket, scaling: float) -> Tensor:
     """The same by the library's fused kernel: ``[M, H, D]``."""
     q, k, v = (x[bucket.index_KL].transpose(1, 2) for x in (q_NHD, k_NJD, v_NJD))
-    mask_K1LL = bucket.mask_KLL[:, None]
+    mask_K1LL = bucket.mask_KLS[:, None]
     a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_K1LL, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])
     return a.transpose(1, 2).flatten(0, 1)[bucket.real_M]
 
@@ -111,19 +118,91 @@ def _similar_lengths(lengths: Mapping[int, int]) -> list[list[int]]:
 
 
 def _bucket(packed: Packed, members: list[int]) -> Bucket:
-    device = packed.input_ids_N.device
-    chosen = torch.tensor(members, device=device)
+    """Whole groups."""
+    chosen = torch.tensor(members, device=packed.input_ids_N.device)
     start_K = packed.group_starts_K[chosen]
-    length_K = packed.group_starts_K[chosen + 1] - start_K
-    slot_L = torch.arange(_slots(int(length_K.max())), device=device)
-    real_KL = slot_L < length_K[:, None]
-    index_KL = torch.where(real_KL, start_K[:, None] + slot_L, start_K[:, None])
+    index_KL, real_KL = _run(start_K, packed.group_starts_K[chosen + 1] - start_K, start_K)
     branch_KL = packed.branch_N[index_KL]
-    causal_LL = slot_L[:, None] >= slot_L
     related_KLL = (branch_KL[:, None, :] == 0) | (branch_KL[:, None, :] == branch_KL[:, :, None])
-    # A padded query attends to slot 0, so that no row of the softmax is empty; its output is thrown away.
-    mask_KLL = (causal_LL & related_KLL & real_KL[:, None, :]) | (slot_L == 0)
-    return Bucket(index_KL, real_KL.flatten().nonzero()[:, 0], mask_KLL)
+    return Bucket(index_KL, real_KL.flatten().nonzero()[:, 0], _causal(real_KL) & related_KLL | _first(real_KL))
+
+
+def _apart(packed: Packed, trees: Sequence["_Tree"]) -> list[Bucket]:
+    """Prompts, and the completions that continue them."""
+    start_K, prompt_K = torch.tensor([tree.start for tree in trees]), torch.tensor([tree.prompt for tree in trees])
+    index_KP, real_KP = _run(start_K, prompt_K, start_K)
+    prompts = Bucket(index_KP, real_KP.flatten().nonzero()[:, 0], _causal(real_KP) | _first(real_KP))
+    length_KC = torch.tensor([tree.completions for tree in trees])
+    begin_KC = (start_K + prompt_K)[:, None] + length_KC.cumsum(1) - length_KC
+    each = length_KC.shape[1]
+    index_RL, real_RL = _run(begin_KC.flatten(), length_KC.flatten(), start_K.repeat_interleave(each))
+    before_RLP = real_KP.repeat_interleave(each, 0)[:, None].expand(-1, index_RL.shape[1], -1)
+    return [prompts, Bucket(index_RL, real_RL.flatten().nonzero()[:, 0], torch.cat([before_RLP, _causal(real_RL)], 2), prompts)]
+
+
+def _run(begin_K: Tensor, length_K: Tensor, spare_K: Tensor) -> tuple[Tensor, Tensor]:
+    """Packed position of each slot of some runs of tokens, and which slots are not padded: ``[K, L]`` each."""
+    slot_L = torch.arange(_slots(int(length_K.max())), device=begin_K.device)
+    real_KL = slot_L < length_K[:, None]
+    return torch.where(real_KL, begin_K[:, None] + slot_L, spare_K[:, None]), real_KL
+
+
+def _causal(real_KL: Tensor) -> Tensor:
+    slot_L = torch.arange(real_KL.shape[1], device=real_KL.device)
+    return (slot_L[:, None] >= slot_L) & real_KL[:, None, :]
+
+
+def _first(real_KL: Tensor) -> Tensor:
+    """The first slot as a key: a padded query attends to it, so that no row of the softmax is empty; its output is thrown away."""
+    return torch.arange(real_KL.shape[1], device=real_KL.device) == 0
+
+
+@dataclass(frozen=True)
+class _Tree:
+    """A group by its lengths."""
+
+    start: int
+    prompt: int
+    completions: tuple[int, ...]
+
+    @property
+    def longest(self) -> int:
+        return max(self.completions)
+
+    @property
+    def is_worth_cutting(self) -> bool:
+        """Whether its prompt and its completions are to be apart: short enough to keep their scores, and far fewer than of the whole."""
+        if not self.completions or self.prompt + self.longest > SHORT_TOKENS:
+            return False
+        return scores_apart([self]) <= CUTTING_SHARE * (self.prompt + sum(self.completions)) ** 2
+
+
+def scores_apart(trees: Sequence[_Tree]) -> int:
+    """Scores of some groups in one pair of buckets, padding included.
+
+    By hand, a prompt of 2 tokens with completions of 1 and 3: 2^2 + 2 x 3 x (2 + 3) = 34, of 36 in the whole.
+    """
+    prompt, longest, each = max(t.prompt for t in trees), max(t.longest for t in trees), len(trees[0].completions)
+    return len(trees) * (prompt**2 + each * longest * (prompt + longest))
+
+
+def _trees(packed: Packed) -> dict[int, _Tree]:
+    starts = packed.group_starts_K.tolist()
+    counts = [torch.bincount(packed.branch_N[a:b]).tolist() for a, b in pairwise(starts)]
+    return {k: _Tree(start, count[0], tuple(count[1:])) for k, (start, count) in enumerate(zip(starts, counts, strict=False))}
+
+
+def _similar_trees(trees: Mapping[int, _Tree]) -> list[list[_Tree]]:
+    """Groups with as many completions, as long as their scores in one bucket are at most PADDING_SHARE of those of each alone."""
+    found: list[list[_Tree]] = []
+    for tree in sorted(trees.values(), key=lambda t: (len(t.completions), scores_apart([t]), t.start)):
+        more = [*found[-1], tree] if found else []
+        alike = more and len(more[0].completions) == len(tree.completions)
+        if alike and scores_apart(more) <= PADDING_SHARE * sum(scores_apart([t]) for t in more):
+            found[-1] = more
+        else:
+            found.append([tree])
+    return found
 
 
 def _slots(longest: int) -> int:

@@ -21,6 +21,7 @@ from models.configs.reward_model import RewardModelConfig
 from models.configs.sft import SFTConfig
 from models.heads import new_scalar
 from models.loading import load_policy
+from models.rendering import eos_ids
 from models.run import Run
 from models.scratch import CHATML
 from models.training.dpo import PreferenceOptimisation
@@ -33,6 +34,7 @@ from tests.bench.__main__ import main, parse
 from tests.bench.drive import Result, Setting, Side
 from tests.bench.peers import TAGS, in_our_order, real_lengths
 from tests.bench.report import Count, achieved, comparison_table, matrix_parameters, model_flops, parameters_of
+from tests.bench.shapes import SHAPES, random_model
 from tests.bench.work import SEED, WORKS, Work, Writer
 
 FAKE_SIDE = """
@@ -72,6 +74,20 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": len(known)}
     LlamaForCausalLM(LlamaConfig(**sizes, eos_token_id=2, bos_token_id=1, pad_token_id=0)).save_pretrained(folder)
     return folder
+
+
+def test_a_shape_has_the_widths_asked_for_and_the_parents_tokenizer(words: Path, tmp_path: Path):
+    """1.5b by hand: 28 x (2 x 1536^2 + 2 x 1536 x 256 + 3 x 1536 x 8960 + 2 x 1536) + 1536 (the last norm) + V x 1536."""
+    block = 2 * 1536**2 + 2 * 1536 * 256 + 3 * 1536 * 8960 + 2 * 1536
+    with torch.device("meta"):
+        whole = LlamaForCausalLM(LlamaConfig(**SHAPES["1.5b"], vocab_size=49_152, tie_word_embeddings=True))
+    assert whole.num_parameters() == 28 * block + 1536 + 49_152 * 1536 == 1_385_780_736
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    folder = random_model(SHAPES["1.5b"] | sizes, words, tmp_path / "shape")
+    model = load_policy(folder)
+    assert (model.config.hidden_size, model.config.num_key_value_heads, model.dtype) == (32, 2, torch.bfloat16)
+    assert load_tokenizer(folder).get_vocab() == load_tokenizer(words).get_vocab()
+    assert eos_ids(folder, load_tokenizer(folder)) == eos_ids(words, load_tokenizer(words))
 
 
 # The gate

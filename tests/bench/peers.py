@@ -15,7 +15,12 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
+from data.templates import load_tokenizer, render_prompt
+from models.configs.sampling import SamplingConfig
+from models.loading import load_policy
+from models.rendering import eos_ids
 from models.training.order import batch_indices
+from models.vllm_sampler import VllmSampler
 from models.worker import thread_count
 from tests.bench.gate import Gate
 from tests.bench.work import SEED, WORKS, Work, Writer, plain, share_of_e
@@ -50,7 +55,7 @@ def main(name: str, model: Path, folder: Path, variant: str) -> None:
     torch.set_num_threads(thread_count())
     work, writer = WORKS[name], Writer(model)
     if name.startswith("generate"):
-        _generate(gate, work, writer, model)
+        (_generate_by_vllm if "vllm" in variant else _generate)(gate, work, writer, model)
     settings = {
         "output_dir": str(folder / "out"),
         "learning_rate": 1e-6,
@@ -194,7 +199,7 @@ def _ppo(gate, work, writer, model, settings, dtype, variant) -> None:
         **settings,
         per_device_train_batch_size=work.batch // 4 if "passes" in variant else work.batch,
         gradient_accumulation_steps=4 if "passes" in variant else 1,
-        local_rollout_forward_batch_size=work.batch,
+        local_rollout_forward_batch_size=work.batch // 4 if "passes" in variant else work.batch,
         num_ppo_epochs=1,
         num_mini_batches=1,
         num_sample_generations=0,
@@ -268,4 +273,18 @@ def _generate(gate: Gate, work: Work, writer: Writer, model: Path) -> None:
         with torch.inference_mode():
             out = policy.generate(**batch.to(policy.device), **knobs)
         tokens = sum(real_lengths(out[:, batch["input_ids"].shape[1] :], stops))
+        lap += 1
+
+
+def _generate_by_vllm(gate: Gate, work: Work, writer: Writer, model: Path) -> None:
+    policy, tokenizer = load_policy(model, "cuda"), load_tokenizer(model)
+    prompts = [render_prompt(tokenizer, prompt.messages) for prompt in writer.prompts(work)]
+    sampling = SamplingConfig(max_tokens=work.max_tokens, max_rows=work.batch * work.samples)
+    sampler, eos, lap, tokens = VllmSampler(model, policy, sampling), eos_ids(model, tokenizer), 0, 0
+    gate.settings = sampling.model_dump(mode="json") | {"engine": "vllm", "samples": work.samples, "dtype": str(policy.dtype)}
+    while True:
+        gate.lap(tokens=tokens)
+        begin = lap * work.batch % len(prompts)
+        drawn = sampler.generate(prompts[begin : begin + work.batch], sampling, samples=work.samples, eos_ids=eos, seed=lap)
+        tokens = sum(len(completion.tokens) for row in drawn for completion in row)
         lap += 1

@@ -181,11 +181,13 @@ def trained(algorithm: Algorithm, policy: nn.Module, batches: list[Any]) -> tupl
     return total, gradients(policy)
 
 
-@pytest.fixture(params=["short", "long"])
+@pytest.fixture(params=["short", "apart", "long"])
 def paths(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways of attention, and a head in blocks of a few columns."""
+    """The ways of attention, and a head in blocks of a few columns."""
     monkeypatch.setattr(vocabulary_head, "BLOCK_LOGITS", 1)
     monkeypatch.setattr(vocabulary_head, "BLOCK_COLUMNS", 70)
+    if request.param == "apart":
+        monkeypatch.setattr(attention, "CUTTING_SHARE", 1.5)  # of most groups prompt and completions
     if request.param == "long":
         monkeypatch.setattr(attention, "SHORT_TOKENS", 8)  # so that some groups are on either side
         monkeypatch.setattr(long_attention, "BLOCK_TOKENS", 4)

@@ -91,9 +91,11 @@ def test_split_by_tokens_by_hand():
 # Nothing that packing does changes a number
 
 
-@pytest.fixture(params=["short", "long"])
+@pytest.fixture(params=["short", "apart", "long"])
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways in which attention is computed."""
+    """The ways in which attention is computed."""
+    if request.param == "apart":
+        monkeypatch.setattr(attention, "CUTTING_SHARE", 1.5)  # of most groups prompt and completions
     if request.param == "long":
         monkeypatch.setattr(attention, "SHORT_TOKENS", 8)  # so that some groups are on either side
         monkeypatch.setattr(long_attention, "BLOCK_TOKENS", 4)
