@@ -22,7 +22,7 @@ from tests.bench.report import Count, comparison_table, machine, peak_flops_per_
 from tests.bench.shapes import SHAPES, random_model
 from tests.bench.work import WORKS
 
-VARIANTS = "of the peer: words among pure (bfloat16 weights), checkpointing, passes (4 a step), vllm (generation by it, on a GPU)"
+VARIANTS = "of the peer: words among pure (bfloat16 weights), checkpointing, passes (4 a step, of PPO 8), vllm (generation by it, on a GPU)"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

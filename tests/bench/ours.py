@@ -30,7 +30,7 @@ from tests.bench.gate import Gate
 from tests.bench.work import SEED, WORKS, Work, Writer
 
 NEVER = CheckpointConfig(every_s=0, every_updates=0)
-PASS_TOKENS = 1280  # of PPO: as much as the peer's passes of 8 completions hold
+PASS_TOKENS = 1280  # of PPO: about 8 completions
 GROUP_PASS_TOKENS = 700  # of GRPO: the same 8 completions, a group, with their prompt once
 OPTIM = OptimConfig(learning_rate=1e-6, schedule="constant", warmup_share=0)
 

@@ -193,13 +193,14 @@ def _ppo(gate, work, writer, model, settings, dtype, variant) -> None:
     value, reward = (AutoModelForSequenceClassification.from_pretrained(model, dtype=dtype, num_labels=1) for _ in range(2))
     asked = [plain(r.messages) for r in in_our_order(writer.prompts(work), work, TAGS["ppo"])]
     rows = [{"input_ids": tokenizer.apply_chat_template(m, add_generation_prompt=True, return_dict=False)} for m in asked]
+    passes = 8 if "passes" in variant else 1
     config = _configured(
         gate,
         PPOConfig,
         **settings,
-        per_device_train_batch_size=work.batch // 4 if "passes" in variant else work.batch,
-        gradient_accumulation_steps=4 if "passes" in variant else 1,
-        local_rollout_forward_batch_size=work.batch // 4 if "passes" in variant else work.batch,
+        per_device_train_batch_size=work.batch // passes,
+        gradient_accumulation_steps=passes,
+        local_rollout_forward_batch_size=work.batch // passes,
         num_ppo_epochs=1,
         num_mini_batches=1,
         num_sample_generations=0,

@@ -38,7 +38,8 @@ WORKS = {
 }
 
 
-# What the peer needs to stay within 24 GiB: 32 completions in one pass took 19 GiB and then all of it.
+# What the peers need to stay within 24 GiB, beside this project's side: 32 completions in one pass took 19 GiB and then all of it, and
+# PPO's, with four models in float32, 17 GiB in passes of 8.
 FITTING = {"grpo": "passes", "ppo": "passes"}
 
 
