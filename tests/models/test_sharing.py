@@ -56,6 +56,12 @@ def doubled(number: int, chunk: Sequence[int]) -> list[int]:
     return [2 * item for item in chunk]
 
 
+def generating(number: int, chunk: Sequence[int]) -> list[int]:
+    """The same, of ten generated tokens."""
+    spending.count_generated(10)
+    return doubled(number, chunk)
+
+
 def follow(stage: Callable[[], Any]) -> threading.Thread:
     def guarded() -> None:
         try:
@@ -79,10 +85,6 @@ def test_a_follower_computes_what_the_leader_has_not_and_the_leader_reads_it(par
     follower, leader = party(False), party(True)
     counted = spending.generated_tokens()
 
-    def generating(number: int, chunk: Sequence[int]) -> list[int]:
-        spending.count_generated(10)
-        return doubled(number, chunk)
-
     follow(lambda: map_chunks(follower, "twice", ITEMS, 2, generating))
     until(lambda: len(list(leader.checkpoints.glob("twice-*.json"))) == 4)
     never: Work = lambda number, chunk: pytest.fail("it was there")  # noqa: E731
@@ -103,10 +105,6 @@ def test_the_leader_waits_for_the_word_of_who_made_a_result(party: Callable[[boo
 
     monkeypatch.setattr(Sharing, "_computed", slow_to_tell)
     counted = spending.generated_tokens()
-
-    def generating(number: int, chunk: Sequence[int]) -> list[int]:
-        spending.count_generated(10)
-        return doubled(number, chunk)
 
     follow(lambda: map_chunks(follower, "twice", ITEMS, 4, generating))
     until(lambda: len(list(leader.checkpoints.glob("twice-*.json"))) == 2)
