@@ -208,7 +208,7 @@ class OnPolicy(Algorithm):
         Further updates compare with the training pass, so that its rounding falls out of their ratios.
         """
         if self.config.updates_per_iteration == 1:
-            return rollout.tensors["sampler_logp"]
+            return rollout.tensors["sampler_logp"].clone()  # kept beside it in checkpoints, whose tensors share no memory
         return self.per_token(rollout, self.logps(self.policy))
 
     def old_logps(self, batch: Batch, logp_CT: Tensor) -> Tensor:

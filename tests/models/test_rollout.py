@@ -259,6 +259,7 @@ def test_a_round_of_one_update_takes_the_samplers_numbers_and_saves_a_pass(make:
         tensors = algorithm.rollout.tensors
         assert seen == passes
         assert torch.equal(tensors["old_logp"], tensors["sampler_logp"]) == (epochs == 1)
+        assert tensors["old_logp"].data_ptr() != tensors["sampler_logp"].data_ptr(), "a checkpoint keeps both"
         torch.testing.assert_close(tensors["old_logp"], tensors["sampler_logp"], rtol=0, atol=1e-5)
         tensors["old_logp"] += 0.1  # what a sampler of another rounding would say, many times over
         metrics = merge(algorithm.loss(batch)[1] for batch in batches)
