@@ -169,6 +169,11 @@ class _Tree:
     def longest(self) -> int:
         return max(self.completions)
 
+    def padded_for(self, other: "_Tree") -> "_Tree":
+        """With a prompt and completions as long as the longest of both."""
+        each = max(self.completions + other.completions)
+        return _Tree(self.start, max(self.prompt, other.prompt), (each,) * len(self.completions))
+
     @property
     def is_worth_cutting(self) -> bool:
         """Whether its prompt and its completions are to be apart: short enough to keep their scores, and far fewer than of the whole."""
@@ -195,13 +200,16 @@ def _trees(packed: Packed) -> dict[int, _Tree]:
 def _similar_trees(trees: Mapping[int, _Tree]) -> list[list[_Tree]]:
     """Groups with as many completions, as long as their scores in one bucket are at most PADDING_SHARE of those of each alone."""
     found: list[list[_Tree]] = []
+    widest, alone = _Tree(0, 0, ()), 0  # of the last bucket: what its groups are padded to, and their scores without that
     for tree in sorted(trees.values(), key=lambda t: (len(t.completions), scores_apart([t]), t.start)):
-        more = [*found[-1], tree] if found else []
-        alike = more and len(more[0].completions) == len(tree.completions)
-        if alike and scores_apart(more) <= PADDING_SHARE * sum(scores_apart([t]) for t in more):
-            found[-1] = more
+        own, wider = scores_apart([tree]), widest.padded_for(tree)
+        alike = len(widest.completions) == len(tree.completions)
+        if alike and (len(found[-1]) + 1) * scores_apart([wider]) <= PADDING_SHARE * (alone + own):
+            found[-1].append(tree)
+            widest, alone = wider, alone + own
         else:
             found.append([tree])
+            widest, alone = tree, own
     return found
 
 
