@@ -4,7 +4,6 @@ Axes: ``C`` completions, ``S`` scored tokens, ``E`` hidden width, ``V`` vocabula
 """
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from data.packing import Group, Packed, pack, split_by_tokens
-from models.loading import copy_tokenizer, load_backbone, save_weights
+from models.loading import copy_generation_config, copy_tokenizer, load_backbone, save_weights
 from models.logprobs import hidden_states
 from models.lora import merge_adapters
 from models.parallel import has_shards, in_forward, rank, spread, whole_state
@@ -202,6 +201,4 @@ def save_scalar(model: HeadModel, parent: Path, out: Path) -> None:
     save_head(model.head, out / model.file)
     (out / RULE_FILE).write_text(json.dumps(asdict(model.rule)), encoding="utf-8")
     copy_tokenizer(parent, out)
-    generation = parent / "generation_config.json"
-    if generation.is_file():
-        shutil.copyfile(generation, out / generation.name)
+    copy_generation_config(parent, out)

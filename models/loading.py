@@ -82,6 +82,12 @@ def _plain(model: PreTrainedModel, state: dict[str, Tensor]) -> PreTrainedModel:
     return plain
 
 
+def copy_generation_config(parent: Path, out: Path) -> None:
+    """What the parent says of sampling, above all its end tokens."""
+    if (parent / "generation_config.json").is_file():
+        shutil.copyfile(parent / "generation_config.json", out / "generation_config.json")
+
+
 def copy_tokenizer(parent: Path, out: Path) -> None:
     """The tokenizer travels with every model that was trained with it."""
     for name in TOKENIZER_FILES:

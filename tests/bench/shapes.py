@@ -1,14 +1,13 @@
 """Models of a published shape with random weights: what a step costs depends on shapes, not on what was learned."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from models.loading import copy_tokenizer
+from models.loading import copy_generation_config, copy_tokenizer
 from tests.bench.work import SEED
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -34,6 +33,5 @@ def random_model(shape: dict[str, Any], parent: Path, out: Path) -> Path:
     model: Any = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(out)
     copy_tokenizer(parent, out)
-    if (parent / "generation_config.json").is_file():
-        shutil.copyfile(parent / "generation_config.json", out / "generation_config.json")
+    copy_generation_config(parent, out)
     return out
